@@ -1,0 +1,91 @@
+/* guard.h - raft_step() of libraft 0.22.1 with its known defects closed (LIBRAFT notes in raftdir/README.md, one row a guard). Pure.
+ *
+ * The guard sees every event before the core and every update before the driver. One call may take several raft_step()s; after each, the
+ * driver's on_update is called, in which it must, in this order: make a changed term or vote durable; append the entries to its log and
+ * start writing them; queue the messages; note the commit index. on_update must not call back into the guard.
+ * Time is monotonic milliseconds, never smaller than before. */
+#ifndef RAFTDIR_GUARD_H
+#define RAFTDIR_GUARD_H
+#include <raft.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include "err.h"
+
+#if RAFT_VERSION_NUMBER != 2201
+#error "raftdir's guards are for libraft 0.22.1 exactly. Install that version (bookworm-backports, trixie); another one is admitted only after the guard tests and the simulation have passed on it."
+#endif
+
+/* Bits to switch single guards off: tests only. The numbers are the rows of the table in raftdir/README.md. */
+enum guard_bit {
+    GUARD_STALE_RESULT = 1 << 1,      /* 1: zero rejected and last_log_index in answers to a stale term */
+    GUARD_SOLE_START = 1 << 2,        /* 2: a sole voter starts in a new term */
+    GUARD_SPLIT_CHANGE = 1 << 3,      /* 3: received batches are split at a CHANGE */
+    GUARD_PREVIOUS_CHANGE = 1 << 4,   /* 4: CONFIGURATION of the first CHANGE is fed before a second */
+    GUARD_TRIM = 1 << 5,              /* 5: entries at or below applied are trimmed */
+    GUARD_BARRIER = 1 << 6,           /* 6: barrier on election; CHANGE only after a commit of the current term */
+    GUARD_LATE_REJECT = 1 << 7,       /* 7: a late rejection is dropped if its hint is below match */
+    GUARD_PREVOTE_TERM = 1 << 8,      /* 8: our term goes into a pre-vote refusal */
+    GUARD_NONVOTER_VOTE = 1 << 9,     /* 9: a non-voter by its own configuration can vote and forget its leader */
+    GUARD_NO_SELF_REMOVAL = 1 << 10,  /* 10: a leader never removes or demotes itself */
+    GUARD_DISRUPT_ONCE = 1 << 11,     /* 11: disrupt_leader is cleared after the first round */
+    GUARD_COMMIT_MONOTONIC = 1 << 12, /* 12: a follower's commit index never goes back */
+    GUARD_VOTE_RESULT = 1 << 13,      /* 13: a vote result is dropped unless candidate */
+    GUARD_SOLE_TIMEOUT = 1 << 14,     /* 14: a sole voter elects itself with a term and a vote */
+    GUARD_CHANGE_KNOWN = 1 << 15,     /* no CHANGE until every voter holds the last committed one */
+    GUARD_NONMEMBER = 1 << 16,        /* frames that non-members of our configuration send are dropped, requests for votes apart */
+};
+
+struct guard;
+struct guard_ops {
+    void *data;
+    /* After each raft_step. u is NULL never; state, term, vote and commit are read with raft_*(). Negative: the driver has failed, stop. */
+    int (*on_update)(void *data, const struct raft_update *u);
+    /* The driver's log: NULL when it doesn't hold that index. Valid until the next call. */
+    const struct raft_entry *(*entry_at)(void *data, raft_index index);
+    raft_index (*applied_index)(void *data); /* durably or not: what has been applied */
+    raft_term (*applied_term)(void *data);
+};
+
+struct guard_options {
+    raft_id id;
+    const char *address; /* copied */
+    unsigned seed;
+    unsigned election_timeout_ms, heartbeat_ms, max_inflight_entries;
+    unsigned off; /* guard_bit mask; 0 outside tests */
+};
+
+struct guard_start {
+    raft_term term;
+    raft_id voted_for;
+    struct raft_snapshot_metadata *metadata; /* applied state; NULL when nothing is applied. Its configuration is taken */
+    raft_index start_index;                  /* index of the first entry */
+    struct raft_entry *entries;              /* borrowed; only a CHANGE needs its buf */
+    unsigned n_entries;
+};
+
+int guard_create(const struct guard_options *options, const struct guard_ops *ops, struct guard **guard_r, struct err *err);
+void guard_destroy(struct guard **guard);
+struct raft *guard_raft(struct guard *g); /* to read, never to step */
+
+/* All return 0 or a negative RAFTDIR_E*. After an error other than from guard_submit, guard_change, guard_transfer and guard_catch_up the node must stop. */
+int guard_start(struct guard *g, raft_time now, const struct guard_start *start, struct err *err);
+int guard_timeout(struct guard *g, raft_time now, struct err *err);
+/* `m` as received from server m->server_id (authenticated). AppendEntries' entries: buf borrowed for the call, batch ignored (the guard makes its own).
+ * InstallSnapshot's conf is taken. */
+int guard_receive(struct guard *g, raft_time now, struct raft_message *m, struct err *err);
+int guard_persisted_entries(struct guard *g, raft_time now, raft_index index, struct err *err);
+int guard_persisted_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_metadata *metadata, struct err *err);
+int guard_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_metadata *metadata, unsigned trailing, struct err *err);
+/* A CHANGE was applied. Ignored where the core has been told already. */
+int guard_configuration(struct guard *g, raft_time now, raft_index index, const void *data, size_t len, struct err *err);
+/* RAFT_COMMAND or RAFT_BARRIER payloads; buf borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (transfer in progress). */
+int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, struct err *err);
+/* A new configuration, with every precheck: leader, no transfer, a commit of this term, no change in progress, one server changed, not this one removed or
+ * demoted, every voter holds the last committed change. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again), RAFTDIR_EINVAL. */
+int guard_change(struct guard *g, raft_time now, const struct raft_configuration *conf, struct err *err);
+int guard_catch_up(struct guard *g, raft_time now, raft_id id, struct err *err);
+int guard_transfer(struct guard *g, raft_time now, raft_id id, struct err *err); /* 0: any voter */
+raft_time guard_deadline(struct guard *g, raft_time now); /* when guard_timeout is due; >= now + 1 */
+bool guard_current_term_committed(struct guard *g);
+
+#endif

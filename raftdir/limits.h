@@ -1,0 +1,89 @@
+/* limits.h - every limit of the product, by name. All sizes in bytes, all times in milliseconds, unless the name says otherwise. */
+#ifndef RAFTDIR_LIMITS_H
+#define RAFTDIR_LIMITS_H
+
+/* Versions of what is written or sent. */
+#define LOG_ENTRY_VERSION 1
+#define LOG_FILE_VERSION 1
+#define RECORD_VERSION 1
+#define STORE_VERSION 1
+#define DATADIR_VERSION 1
+#define PEER_FRAME_VERSION 1
+#define CLIENT_FRAME_VERSION 1
+#define IMAGE_VERSION 1
+#define FEATURE_LEVEL_MAX 1 /* what this build can apply */
+
+/* Names and fields of mailboxes. LMDB's key limit is 511; index keys are an 8-byte id followed by the name. */
+#define NAME_LEN_MAX 490
+#define DELETED_NAME_LEN_MAX 503
+#define NAME_KEY_LEN_MAX DELETED_NAME_LEN_MAX
+#define PARTITION_LEN_MAX 64
+#define SERVER_LEN_MAX 512
+#define ACL_LEN_MAX 65536
+#define ACL_ENTRIES_MAX 4096
+#define IDENTIFIER_LEN_MAX 490
+#define UNIQUEID_LEN_MAX 128
+#define MBTYPE_LEN_MAX 64
+#define SPECIALUSE_LEN_MAX 1024
+#define NAME_HISTORY_LEN_MAX 65536
+#define USER_GROUPS_MAX 4096
+
+/* Writes. */
+#define OP_ID_LEN 16
+#define TOKEN_LEN_MAX 64
+#define IDENTITY_LEN_MAX 256
+#define REQUEST_OPS_MAX 4096            /* operations in one atomic request */
+#define REQUEST_LEN_MAX (1u << 20)      /* a packed request */
+#define ENTRY_LEN_MAX (4u << 20)        /* a packed log entry; peers refuse more */
+#define ENTRY_PACK_LEN (256u << 10)     /* the proposer starts a new entry beyond this */
+#define ENTRY_PACK_REQUESTS 1024
+#define SUBTREE_MAX 100000              /* mailboxes that one rename, delete or move may touch */
+#define OP_TTL_DEFAULT_MS (10ull * 60 * 1000)
+#define OP_TTL_MAX_MS (60ull * 60 * 1000)
+#define OP_EXPIRE_BATCH 4096            /* expired results removed by one entry */
+#define RESERVATION_TTL_DEFAULT_MS (5ull * 60 * 1000)
+#define RESERVATION_TTL_MAX_MS (24ull * 60 * 60 * 1000)
+#define WRITES_INFLIGHT_MAX 65536       /* waiting at one node */
+#define FORWARD_LEN_MAX (1u << 20)
+
+/* Consensus. */
+#define ELECTION_TIMEOUT_MS 250
+#define HEARTBEAT_MS 50
+#define VOTERS_MAX 7
+#define MEMBERS_MAX 64
+#define APPEND_LEN_MAX (1u << 20)       /* entries' bytes in one AppendEntries frame, unless one entry alone is larger */
+#define APPEND_INFLIGHT_ENTRIES 256
+#define PROBE_INTERVAL_MS 50
+#define FRESHNESS_INTERVAL_MS 100
+#define NO_QUORUM_AFTER_MS 1000         /* a write or read waits this long for a leader before "no quorum" */
+#define MEMBER_CHANGE_TIMEOUT_MS 30000
+#define DIGEST_INTERVAL 1024            /* the digest is recorded at each index that is a multiple */
+#define DIGESTS_KEPT 64
+#define FEED_EVENTS_KEPT 1000000
+
+/* Log files. */
+#define LOG_SEGMENT_LEN (64u << 20)
+#define LOG_FLUSH_LEN_MAX (8u << 20)    /* one write and flush */
+
+/* Store. */
+#define STORE_MAP_LEN (1ull << 40)
+#define STORE_READERS_MAX 32768
+#define APPLY_BATCH_ENTRIES 4096        /* entries in one LMDB commit */
+#define NODE_UUID_LEN 16
+
+/* Frames and connections. */
+#define PEER_FRAME_LEN_MAX (ENTRY_LEN_MAX + APPEND_LEN_MAX + 65536u)
+#define PEER_QUEUE_LEN_MAX (64u << 20)  /* bytes waiting for a slow peer; more are dropped */
+#define CLIENT_FRAME_LEN_MAX (REQUEST_LEN_MAX + 65536u)
+#define CLIENT_CONNS_MAX 16384
+#define CLIENT_REQUESTS_MAX 1024        /* open on one connection */
+#define CLIENT_OUT_LEN_MAX (8u << 20)   /* bytes waiting for a slow client; then nothing more is read from it */
+#define LIST_CHUNK_ROWS 256
+#define LIST_CREDIT_DEFAULT 4096
+#define LIST_CREDIT_MAX 65536
+#define REQUEST_TIMEOUT_DEFAULT_MS 5000
+#define REQUEST_TIMEOUT_MAX_MS 60000
+#define HANDSHAKE_TIMEOUT_MS 5000
+#define VERIFY_PROBLEMS_MAX 100
+
+#endif

@@ -1,0 +1,120 @@
+/* store.h - the directory's state: one LMDB environment with the mailbox records and every index (DESIGN D2, D4, D8).
+ *
+ * One writer thread (apply); any number of reader threads and processes. A read transaction is for one thread, one request
+ * or one bounded chunk. Pointers in views live until the transaction ends or is reset.
+ * Invariants (store_verify checks each): every index row is derivable from the mailbox and store records and none is missing;
+ * the digest equals that of the records; applied index, term, log time and data change in one transaction. */
+#ifndef RAFTDIR_STORE_H
+#define RAFTDIR_STORE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "acl.h"
+#include "err.h"
+#include "limits.h"
+
+struct store;
+struct store_txn;
+
+struct store_options {
+    uint64_t map_len; /* 0: STORE_MAP_LEN, or less where RLIMIT_AS forbids it */
+    bool read_only;   /* a local reader: never creates, never writes data */
+    bool no_sync;     /* simulation and tests only: nothing survives a power cut */
+};
+/* Opens or creates the environment in directory `dir` (which must exist). RAFTDIR_EVERSION for another STORE_VERSION. */
+int store_open(const char *dir, const struct store_options *options, struct store **store_r, struct err *err);
+void store_close(struct store **store);
+int store_sync(struct store *store, struct err *err); /* everything committed so far is durable on return */
+
+/* What stands beside the data, changed in the same transaction. */
+struct store_meta {
+    uint64_t applied_index;
+    uint64_t applied_term;
+    uint64_t log_time_ms;
+    uint32_t feature_level;
+    uint64_t member_id_max;      /* ids of removed members are never given again */
+    uint64_t configuration_index;
+    uint8_t digest[16];
+    uint64_t mailboxes;          /* active */
+    uint64_t change_seq;         /* the last generation given */
+};
+
+/* Transactions. A read transaction can be renewed. A write transaction: commit frees it in every case. */
+int store_read_begin(struct store *store, struct store_txn **txn_r, struct err *err);
+void store_read_reset(struct store_txn *txn); /* releases the snapshot, keeps the slot */
+int store_read_renew(struct store_txn *txn, struct err *err);
+void store_read_end(struct store_txn **txn);
+int store_write_begin(struct store *store, struct store_txn **txn_r, struct err *err);
+int store_write_commit(struct store_txn **txn, struct err *err); /* RAFTDIR_ENOSPC: map or disk full, nothing changed */
+void store_write_abort(struct store_txn **txn);
+
+int store_meta_get(struct store_txn *txn, struct store_meta *meta_r, struct err *err);
+/* The raft configuration as applied: bytes of raft_configuration_encode(); lives until the transaction ends. len 0: none. */
+int store_configuration_get(struct store_txn *txn, const uint8_t **data_r, size_t *len_r, uint64_t *index_r, struct err *err);
+/* Digests recorded at multiples of DIGEST_INTERVAL, oldest first; at most DIGESTS_KEPT. */
+struct store_checkpoint {
+    uint64_t index;
+    uint8_t digest[16];
+};
+int store_checkpoints_get(struct store_txn *txn, struct store_checkpoint *list_r, size_t *n_inout, struct err *err);
+
+/* A mailbox as a reader sees it: strings are NOT NUL-terminated, live in the map; the checksum has been verified. */
+struct store_str {
+    const char *s;
+    size_t len;
+};
+enum store_state { STORE_ACTIVE = 1, STORE_RESERVED = 2 };
+struct store_mailbox {
+    uint64_t id, store_id, store_epoch, generation;
+    enum store_state state;
+    char name[NAME_KEY_LEN_MAX + 1]; /* internal form, NUL-terminated */
+    size_t name_len;
+    struct store_str server, partition; /* of the store's active slot */
+    struct store_str moving_server, moving_partition; /* len 0 and s NULL: no move in progress */
+    struct store_str acl, mbtype, uniqueid, legacy_specialuse, jmapid, name_history;
+    uint64_t mtime, uidvalidity, createdmodseq, foldermodseq;
+    uint64_t reserved_until_ms; /* log time */
+};
+/* 0, RAFTDIR_ENOTFOUND (the directory is sure), RAFTDIR_ECORRUPT, ... A reservation is found too (state says so). */
+int store_lookup(struct store_txn *txn, const char *name, size_t len, struct store_mailbox *m_r, struct err *err);
+int store_lookup_uniqueid(struct store_txn *txn, const char *uniqueid, size_t len, struct store_mailbox *m_r, struct err *err);
+
+/* Lists, in Cyrus mailbox order. A scan keeps its position as a name: it can go on in a later transaction. */
+struct store_filter {
+    const char *prefix;    /* NULL: none */
+    const char *pattern;   /* NULL: none; seeks on its literal prefix, skip-seeks over subtrees where '%' allows it */
+    const char *server;    /* NULL: any; uses the store index when no prefix or pattern is more selective */
+    const char *partition; /* NULL: any */
+    bool reserved;         /* reservations too */
+};
+struct store_counters {
+    uint64_t touched; /* rows read from any table */
+    uint64_t skips;   /* seeks over a subtree or to the next candidate */
+};
+struct store_scan;
+/* `after`: resume strictly after this name; NULL: from the start. The filter and `after` are copied. */
+int store_list_begin(const struct store_filter *filter, const char *after, struct store_scan **scan_r, struct err *err);
+/* Mailboxes visible to `who` with any of `rights` (DESIGN D4, DOMAIN "Reverse ACL index"): the reverse index of each identity, `anyone`
+ * and the personal namespace by name prefix, merged in order; each candidate evaluated exactly as positive & ~negative.
+ * Rows touched <= 2 x (the identities' ACL rows within the literal prefix + rows returned + skips). */
+int store_visible_begin(const struct acl_subject *who, acl_rights rights, const char *pattern, const char *after,
+                        struct store_scan **scan_r, struct err *err);
+/* The next row within `txn` (any live read transaction; cursors are kept while it is the same snapshot). 0 with a row; RAFTDIR_ENOTFOUND at the
+ * end. rights_r (NULL allowed): the effective rights of a visible scan. */
+int store_scan_next(struct store_scan *scan, struct store_txn *txn, struct store_mailbox *m_r, acl_rights *rights_r, struct err *err);
+void store_scan_counters(const struct store_scan *scan, struct store_counters *c_r);
+void store_scan_release(struct store_scan *scan); /* forget cursors of the transaction; the position stays. Before the txn is reset or ends */
+void store_scan_end(struct store_scan **scan);
+
+/* Re-reads everything: checksums, every index against brute force, the digest. Progress and problems are told through callbacks.
+ * Runs in chunks of one read transaction (it must be one snapshot). Returns 0 even with problems; *problems_r counts them. */
+struct store_verify_cb {
+    void *data;
+    void (*progress)(void *data, uint64_t done, uint64_t total); /* NULL allowed */
+    void (*problem)(void *data, const char *text);               /* NULL allowed */
+};
+int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_t digest_r[16], uint64_t *problems_r, struct err *err);
+
+uint64_t store_used_len(struct store *store); /* bytes of the map in use */
+
+#endif

@@ -1,0 +1,24 @@
+/* tls.h - OpenSSL contexts as raftdir wants them: TLS 1.3 (1.2 at least), peers verified against one CA file, no renegotiation, no compression.
+ * Shared by daemon and library. */
+#ifndef RAFTDIR_TLS_H
+#define RAFTDIR_TLS_H
+#include <openssl/ssl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include "err.h"
+
+struct tls_files {
+    const char *ca;   /* PEM, required */
+    const char *cert; /* PEM chain; NULL: a client without a certificate */
+    const char *key;
+};
+/* A context for both directions; a server with it demands a client certificate. Errors name the file and say what is wrong with it (missing, unreadable,
+ * expired, not yet valid, key doesn't fit, not signed by the CA). */
+int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err);
+/* The name in our own or the peer's certificate: the common name, else the first DNS name. RAFTDIR_EAUTH without one. */
+int tls_cert_name(X509 *cert, char *buf_r, size_t size, struct err *err);
+int tls_peer_name(SSL *ssl, char *buf_r, size_t size, struct err *err);
+/* The newest OpenSSL error (and, for a failed verification, its reason) as text. */
+void tls_error_text(SSL *ssl, char *buf_r, size_t size);
+
+#endif
