@@ -18,7 +18,7 @@ int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct er
 /* The name in our own or the peer's certificate: the common name, else the first DNS name. RAFTDIR_EAUTH without one. */
 int tls_cert_name(X509 *cert, char *buf_r, size_t size, struct err *err);
 int tls_peer_name(SSL *ssl, char *buf_r, size_t size, struct err *err);
-/* The newest OpenSSL error (and, for a failed verification, its reason) as text. */
+/* The reason of the last failure as text (of a failed verification: which); empties the OpenSSL queue of this thread. */
 void tls_error_text(SSL *ssl, char *buf_r, size_t size);
 
 #endif
