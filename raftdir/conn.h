@@ -2,7 +2,8 @@
  *
  * Happy path: conn_accept or conn_connect -> (TLS handshake, names known) on_open -> on_frame ... -> conn_close or the peer's end -> on_close, once, last.
  * Failures: a handshake longer than HANDSHAKE_TIMEOUT_MS, a frame over frame_len_max, a TLS or socket error: on_close with code and text.
- * TCP_NODELAY, keepalive and TCP_USER_TIMEOUT are set. */
+ * No callback is made from within one of these functions. After conn_close only on_close is.
+ * TCP_NODELAY, keepalive and TCP_USER_TIMEOUT are set. SIGPIPE is ignored from the first connection on, unless the program handles it. */
 #ifndef RAFTDIR_CONN_H
 #define RAFTDIR_CONN_H
 #include <openssl/ssl.h>
@@ -17,26 +18,37 @@ struct conn_events {
     void (*on_open)(struct conn *c);
     void (*on_frame)(struct conn *c, const uint8_t *frame, size_t len); /* borrowed */
     void (*on_drain)(struct conn *c);                                    /* queued bytes fell below half of out_len_max; may be NULL */
+    /* The other end announced a frame over frame_len_max: the connection is about to close with `code`. What is sent from here still goes out. May be NULL. */
+    void (*on_oversize)(struct conn *c, int code, const char *why);
     void (*on_close)(struct conn *c, int code, const char *why);         /* the conn is freed after it; code 0: closed in order */
 };
 struct conn_options {
-    SSL_CTX *tls;         /* NULL: no TLS */
-    size_t frame_len_max;
-    size_t out_len_max;
+    SSL_CTX *tls;         /* NULL: no TLS. Referenced for as long as it is needed */
+    size_t frame_len_max; /* of what comes in */
+    size_t out_len_max;   /* of what waits to go out; one frame of any length is taken when nothing waits */
     void *data;
+    unsigned user_timeout_ms;    /* unacknowledged bytes older than this end the connection; 0: CONN_USER_TIMEOUT_MS */
+    unsigned connect_timeout_ms; /* for each address of the name; 0: HANDSHAKE_TIMEOUT_MS */
+    unsigned notsent_len;        /* TCP_NOTSENT_LOWAT: bytes that may wait in the kernel behind what is on its way; 0: the kernel's own */
 };
+#define CONN_USER_TIMEOUT_MS 30000
+/* Takes the connection that `listener` (uv_tcp_t or uv_pipe_t) announces. */
 int conn_accept(uv_loop_t *loop, uv_stream_t *listener, const struct conn_options *o, const struct conn_events *ev, struct conn **conn_r, struct err *err);
-/* A pair from socketpair or accept elsewhere is not needed. host: name or address; resolved asynchronously. */
+/* host: name or address, resolved asynchronously, its addresses tried one after the other; or the path of a Unix socket ("/..."; port is ignored). */
 int conn_connect(uv_loop_t *loop, const char *host, const char *port, const struct conn_options *o, const struct conn_events *ev,
                  struct conn **conn_r, struct err *err);
-/* Copies. RAFTDIR_ELIMIT: out_len_max is full and nothing was queued. Frames queued within one loop turn leave in one TLS write and one system call. */
+/* Copies; before on_open too. RAFTDIR_ELIMIT: out_len_max is full and nothing was queued (on_drain will come). RAFTDIR_ECANCELED: closed.
+ * Frames queued within one loop turn leave in one TLS write and one system call. */
 int conn_send(struct conn *c, const uint8_t *frame, size_t len);
 size_t conn_queued_len(const struct conn *c);
+uint64_t conn_sent_len(const struct conn *c); /* bytes that the socket has taken so far: does the other end still read? */
 void conn_pause(struct conn *c, bool paused); /* stop or go on reading */
-void conn_close(struct conn *c, int code, const char *why); /* on_close comes later, never inside this call. Idempotent */
+/* on_close comes later. Idempotent: the first reason counts. What was queued is still sent, for at most CONN_LINGER_MS. */
+void conn_close(struct conn *c, int code, const char *why);
+#define CONN_LINGER_MS 1000
 void *conn_data(struct conn *c);
 void conn_data_set(struct conn *c, void *data);
-const char *conn_peer_cert(struct conn *c);             /* the peer's certificate name; NULL without TLS */
+const char *conn_peer_cert(struct conn *c);             /* the peer's certificate name; NULL without TLS or before on_open */
 bool conn_peer_uid(struct conn *c, uid_t *uid_r, gid_t *gid_r); /* Unix sockets */
 const char *conn_peer_text(struct conn *c);             /* address for logs */
 
