@@ -38,28 +38,17 @@ struct node_write {
     const uint8_t *request; /* packed raftdir.log.Request, checked with op_request_check; borrowed until write_done */
     size_t request_len;
     uint64_t deadline_ms;   /* monotonic, of this node */
-    /* the node's own */
-    uint64_t sent_term;     /* 0: not sent to any leader yet */
-    bool maybe_proposed;
-    uint64_t corr;
-    struct node_write *prev, *next;
+    struct node_write *prev, *next; /* the node's own */
 };
 /* A request for a linearizable read: read_done(0, index) once the node may serve it from a state published at `index` or later. */
 struct node_read {
     uint64_t deadline_ms;
-    uint64_t corr;          /* the node's own from here */
-    uint64_t index;
-    uint64_t probe_seq;
-    int state;
-    struct node_read *prev, *next;
+    void *own;              /* the node's */
 };
 struct node_member_op {
     const Raftdir__Cluster__MemberRequest *request; /* borrowed until member_done */
     uint64_t deadline_ms;
-    uint64_t corr;          /* the node's own from here */
-    int state;
-    uint64_t index, id;
-    struct node_member_op *prev, *next;
+    void *own;              /* the node's */
 };
 
 /* Called from within node_*() calls, on their thread; none may call node_*() back. */
@@ -142,6 +131,7 @@ struct node_peer {
 size_t node_members(struct node *n, uint64_t now, struct node_peer *list_r, size_t max);
 
 /* The `address` of a raft_server: "host:port/cert_name/uuid-hex" (DESIGN D12: a member is id, certificate name and data directory UUID). */
+#define NODE_ADDRESS_SIZE 560 /* room for the longest, with its NUL */
 int node_address_format(const char *host_port, const char *cert_name, const uint8_t uuid[NODE_UUID_LEN], char *buf_r, size_t size, struct err *err);
 int node_address_parse(const char *address, struct node_peer *peer_r, struct err *err);
 

@@ -1,0 +1,208 @@
+/* node_internal.h - what the files of the driver share (node*.c). Nobody else includes it.
+ *
+ * node.c         life, the log in memory, updates of the core, apply
+ * node_frame.c   peer frames, encoded and decoded
+ * node_op.c      writes: waiting, forwarding, packing, results
+ * node_read.c    probes, quorum reads, freshness
+ * node_member.c  membership changes and leadership transfer
+ * node_address.c the member's address text */
+#ifndef RAFTDIR_NODE_INTERNAL_H
+#define RAFTDIR_NODE_INTERNAL_H
+#include <uthash.h>
+#include "guard.h"
+#include "node.h"
+#include "peer.pb-c.h"
+
+#define NODE_PERIOD_MS 20         /* deadlines, retries, probes and freshness are looked at this often */
+#define OP_RESEND_MS 400          /* a forwarded write without an answer is sent again to the same leader */
+#define READ_RESEND_MS 100
+#define PIPELINE_DEPTH 2          /* log writes in flight before small proposals wait for company */
+#define UNCOMMITTED_ENTRIES_MAX 4096
+#define PROBE_RING 256            /* probes whose send time is remembered */
+#define FRESH_PENDING 32
+#define SUBMIT_ENTRIES_MAX 16     /* entries packed in one step */
+
+/* Another node, member or not any more. */
+struct node_peer_state {
+    uint64_t id;
+    uint64_t last_frame_ms; /* 0: never */
+    uint64_t probe_acked;   /* highest sequence of this term */
+};
+
+enum op_state {
+    OP_WAITING = 1, /* for a leader */
+    OP_FORWARDED,   /* sent to the leader of sent_term */
+    OP_QUEUED,      /* this node leads: to be packed */
+    OP_PROPOSED,    /* in this leader's log */
+    OP_ENDED,       /* with `code`; told at the next flush */
+};
+
+/* Somebody else's wait for an operation: a node that forwarded it. */
+struct op_forward {
+    struct op_forward *next;
+    uint64_t peer;
+};
+
+/* One operation id on its way. */
+struct op {
+    UT_hash_handle hh;
+    uint8_t id[OP_ID_LEN];
+    enum op_state state;
+    int code;
+    uint8_t *request;
+    size_t request_len;
+    struct node_write *writes;   /* local waiters */
+    struct op_forward *forwards; /* remote waiters */
+    bool maybe_proposed;         /* it may be in somebody's log */
+    uint64_t since_ms;           /* waiting for a leader since */
+    uint64_t sent_ms;
+    uint64_t index;              /* of the entry that it was proposed in, last */
+    struct op *prev, *next;      /* in the pack queue */
+};
+
+enum read_state { READ_WAITING = 1, READ_FORWARDED, READ_PROBE, READ_PROBED, READ_ENDED };
+
+/* A read on its way: a local node_read, or a peer's ReadIndex. */
+struct read {
+    struct read *prev, *next;
+    struct node_read *local; /* NULL: a peer's */
+    uint64_t peer, corr;
+    enum read_state state;
+    int code;
+    uint64_t index, probe_seq, since_ms, sent_ms, deadline_ms;
+};
+
+enum member_state { MEMBER_TODO = 1, MEMBER_FORWARDED, MEMBER_CATCHING_UP, MEMBER_APPLYING, MEMBER_TRANSFERRING, MEMBER_ENDED };
+
+struct member {
+    struct member *prev, *next;
+    struct node_member_op *local; /* NULL: a peer's */
+    uint64_t peer, corr;
+    Raftdir__Cluster__MemberRequest *request; /* own copy */
+    enum member_state state;
+    uint64_t deadline_ms, since_ms, sent_ms, sent_term;
+    uint64_t id;           /* the server that it is about */
+    uint64_t index, term;  /* of the proposed CHANGE */
+    uint8_t *result;       /* packed MemberResult, when ended */
+    size_t result_len;
+    int busy_code;         /* why it has to wait, for the message at its deadline */
+    char busy_text[ERR_TEXT_LEN];
+};
+
+struct node {
+    struct node_options options;
+    struct node_io io;
+    struct guard *guard;
+    struct raft *raft; /* the guard's, to read */
+    bool started, failed;
+    uint64_t now, next_period;
+    struct err err; /* scratch */
+
+    /* The log: entries log_first .. log_first + log_n - 1. */
+    struct entry **log;
+    size_t log_n, log_cap;
+    uint64_t log_first, log_bytes;
+    struct log_batch **writing; /* given to io.log_write, oldest first */
+    size_t writing_n, writing_cap;
+    struct entry *const *incoming; /* entries of the event in progress: on_update takes them instead of copies */
+    size_t incoming_n;
+
+    /* Commit and apply. */
+    uint64_t commit, apply_sent; /* highest index given to io.apply */
+    struct store_meta meta;      /* as of the last apply that was told; applied_index is the applied index */
+    struct guard_start start;    /* between create and start */
+    struct raft_snapshot_metadata start_metadata;
+    struct raft_entry *start_entries;
+    struct raft_entry entry_scratch;
+
+    /* Role. */
+    enum raft_state state;
+    uint64_t term, leader; /* as last settled; leader 0: unknown */
+    uint64_t configuration_seen[2]; /* committed and uncommitted index: told by io.members_changed */
+    uint64_t leader_lost_ms; /* no leader since; 0 while there is one */
+
+    /* Log time: `log_time` at `log_time_at`, running with the monotonic clock. */
+    uint64_t log_time, log_time_at;
+
+    struct op *ops;   /* hash by id */
+    struct op *queue; /* to be packed, in order of arrival */
+    size_t ops_ended;
+    uint64_t corr_next;
+
+    struct read *reads;
+    uint64_t probe_seq, probe_confirmed, probe_sent_ms;
+    struct {
+        uint64_t seq, sent_ms, commit;
+    } probes[PROBE_RING];
+    uint64_t freshness_seq, freshness_sent_ms;
+    uint64_t freshness_sent[PROBE_RING]; /* send time by seq % PROBE_RING */
+    struct {
+        uint64_t at_ms, index;
+    } fresh_pending[FRESH_PENDING];
+    size_t fresh_pending_n;
+    bool fresh_known;
+    uint64_t fresh_ms; /* the applied state holds everything that was committed at this time */
+
+    struct member *members;
+
+    struct node_peer_state peers[MEMBERS_MAX * 2];
+    size_t peers_n;
+    uint8_t *frame; /* scratch for encoding */
+    size_t frame_size;
+    uint64_t frames_dropped;
+};
+
+/* node.c */
+void node_fail(struct node *n, int code, const char *why);
+struct entry *node_entry(struct node *n, uint64_t index); /* NULL when not held */
+bool node_is_leader(const struct node *n);
+/* Runs after every guard call: reacts to what changed. Not from within on_update. */
+void node_settle(struct node *n);
+uint64_t node_log_time(const struct node *n);
+void node_log_time_seen(struct node *n, uint64_t log_time_ms);
+struct node_peer_state *node_peer_state(struct node *n, uint64_t id); /* makes it; NULL when the table is full of live members */
+const struct raft_server *node_server(const struct node *n, uint64_t id);
+/* Submits entries made by the caller; takes no references. */
+int node_submit(struct node *n, struct entry *const *entries, unsigned count);
+
+/* node_frame.c */
+void node_frame_init(struct node *n, Raftdir__Peer__Frame *f, uint64_t to, Raftdir__Peer__Frame__BodyCase body);
+void node_frame_send(struct node *n, const Raftdir__Peer__Frame *f);
+void node_frame_send_raft(struct node *n, const struct raft_message *m);
+/* Hands a raft frame to the guard. */
+void node_frame_receive_raft(struct node *n, uint64_t from, const Raftdir__Peer__Frame *f);
+
+/* node_op.c */
+void node_ops_leader_changed(struct node *n); /* new leader or term */
+void node_ops_leader_lost(struct node *n);    /* this node doesn't lead any more */
+void node_ops_result(struct node *n, const struct apply_result *r);
+void node_ops_forward(struct node *n, uint64_t from, const Raftdir__Peer__Forward *f);
+void node_ops_forward_result(struct node *n, uint64_t from, const Raftdir__Peer__ForwardResult *r);
+void node_ops_period(struct node *n);
+void node_ops_pack(struct node *n);
+void node_ops_close(struct node *n);
+
+/* node_read.c */
+void node_reads_leader_changed(struct node *n);
+void node_reads_probe(struct node *n, uint64_t from, const Raftdir__Peer__Probe *p);
+void node_reads_probe_ack(struct node *n, uint64_t from, const Raftdir__Peer__ProbeAck *p);
+void node_reads_freshness(struct node *n, uint64_t from, const Raftdir__Peer__Freshness *f);
+void node_reads_freshness_ack(struct node *n, uint64_t from, const Raftdir__Peer__FreshnessAck *f);
+void node_reads_read_index(struct node *n, uint64_t from, const Raftdir__Peer__ReadIndex *r);
+void node_reads_read_index_result(struct node *n, uint64_t from, const Raftdir__Peer__ReadIndexResult *r);
+void node_reads_applied(struct node *n);
+void node_reads_period(struct node *n);
+void node_reads_flush(struct node *n);
+void node_reads_close(struct node *n);
+uint64_t node_reads_leader_age(const struct node *n); /* since the send time of the last confirmed probe; UINT64_MAX: none */
+uint64_t node_reads_age(const struct node *n);
+
+/* node_member.c */
+void node_members_forward(struct node *n, uint64_t from, const Raftdir__Peer__MemberForward *f);
+void node_members_forward_result(struct node *n, uint64_t from, const Raftdir__Peer__MemberForwardResult *r);
+void node_members_leader_changed(struct node *n);
+void node_members_progress(struct node *n); /* after anything that may let one go on */
+void node_members_flush(struct node *n);
+void node_members_close(struct node *n);
+
+#endif
