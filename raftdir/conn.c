@@ -1,0 +1,822 @@
+/* conn.c - see conn.h.
+ *
+ * Sending. conn_send appends to `out`; a prepare handle (it runs just before the loop blocks) hands over all that one turn of the loop queued: one TLS
+ * write and one system call. One libuv write is under way at a time; what is queued meanwhile goes with the next.
+ * Closing. conn_close lets the queue go out, shuts the sending side down and throws away what still comes in until the other end closes or
+ * CONN_LINGER_MS have passed: closing with unread bytes would make the kernel send a reset, which can destroy an answer on its way.
+ * Failures: connecting tries each address in turn; every failed call, timeout or end of stream ends in conn_end, which closes the three
+ * handles; the last of their close callbacks calls on_close and frees.
+ * Known limit: a name that is being resolved can't always be cancelled; the connection doesn't wait for it, uv_loop_close does. */
+#include "conn_internal.h"
+#include "limits.h"
+#include <assert.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define BUF_LEN_KEPT (256u << 10)
+#define ADDRESSES_MAX 8
+#define KEEPALIVE_IDLE_S 15
+#define KEEPALIVE_INTERVAL_S 5
+#define KEEPALIVE_COUNT 3
+
+/* A name being resolved; outlives its connection if that ends first. */
+struct conn_resolve {
+    uv_getaddrinfo_t req;
+    struct conn *c; /* NULL: nobody waits any more */
+};
+
+static void address_try(struct conn *c);
+
+/* --- Buffers --- */
+
+int conn_buf_append(struct conn_buf *b, const void *data, size_t len)
+{
+    if (b->start == b->end)
+        b->start = b->end = 0;
+    if (b->size - b->end < len && b->start) {
+        memmove(b->p, b->p + b->start, b->end - b->start);
+        b->end -= b->start;
+        b->start = 0;
+    }
+    if (b->size - b->end < len) {
+        if (len > SIZE_MAX / 4 || b->end > SIZE_MAX / 4)
+            return RAFTDIR_ENOMEM;
+        size_t size = b->size ? b->size : 4096;
+        while (size - b->end < len)
+            size *= 2;
+        uint8_t *p = realloc(b->p, size);
+        if (!p)
+            return RAFTDIR_ENOMEM;
+        b->p = p;
+        b->size = size;
+    }
+    memcpy(b->p + b->end, data, len);
+    b->end += len;
+    return 0;
+}
+
+void conn_buf_consume(struct conn_buf *b, size_t len)
+{
+    assert(len <= b->end - b->start);
+    b->start += len;
+    if (b->start < b->end)
+        return;
+    b->start = b->end = 0;
+    if (b->size > BUF_LEN_KEPT) {
+        free(b->p);
+        memset(b, 0, sizeof *b);
+    }
+}
+
+size_t conn_buf_len(const struct conn_buf *b)
+{
+    return b->end - b->start;
+}
+
+/* --- The end --- */
+
+static void conn_free(struct conn *c)
+{
+    conn_tls_close(c);
+    SSL_CTX_free(c->o.tls);
+    frame_reader_close(&c->in);
+    free(c->out.p);
+    free(c->wire.p);
+    if (c->addrs)
+        uv_freeaddrinfo(c->addrs);
+    free(c);
+}
+
+static void handle_closed(uv_handle_t *h)
+{
+    struct conn *c = h->data;
+    assert(c->handles > 0);
+    if (--c->handles > 0)
+        return;
+    if (!c->silent)
+        c->ev.on_close(c, c->code, c->why);
+    conn_free(c);
+}
+
+static void handles_close(struct conn *c)
+{
+    c->state = CONN_CLOSED;
+    c->reading = false;
+    if (c->resolve) {
+        c->resolve->c = NULL;
+        uv_cancel((uv_req_t *)&c->resolve->req);
+        c->resolve = NULL;
+    }
+    uv_handle_t *handles[] = {&c->handle, (uv_handle_t *)&c->turn, (uv_handle_t *)&c->timer};
+    for (unsigned i = 0; i < 3; i++) {
+        /* Between two addresses the socket is closing already; its callback sees the state. */
+        if (!uv_is_closing(handles[i]))
+            uv_close(handles[i], handle_closed);
+    }
+}
+
+static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf);
+static void alloc_cb(uv_handle_t *h, size_t suggested, uv_buf_t *buf_r);
+
+static void reading_set(struct conn *c, bool on)
+{
+    if (on == c->reading)
+        return;
+    if (!on) {
+        uv_read_stop(&c->stream);
+        c->reading = false;
+        return;
+    }
+    int rc = uv_read_start(&c->stream, alloc_cb, read_cb);
+    if (rc) {
+        conn_end(c, err_from_uv(rc), uv_strerror(rc), false);
+        return;
+    }
+    c->reading = true;
+}
+
+static void timeout_cb(uv_timer_t *t)
+{
+    struct conn *c = t->data;
+    switch (c->state) {
+    case CONN_CONNECTING:
+        if (c->addr) { /* the next address may answer */
+            address_try(c);
+            return;
+        }
+        conn_end(c, RAFTDIR_ETIMEDOUT, "connecting took too long", false);
+        return;
+    case CONN_HANDSHAKE:
+        conn_end(c, RAFTDIR_ETIMEDOUT, "the TLS handshake took too long", false);
+        return;
+    case CONN_OPEN:
+        assert(c->write_broken);
+        conn_end(c, RAFTDIR_EUNAVAIL, "connection lost", false);
+        return;
+    case CONN_LINGERING:
+        handles_close(c);
+        return;
+    case CONN_CLOSED:
+        return;
+    }
+}
+
+void conn_end(struct conn *c, int code, const char *why, bool linger)
+{
+    if (c->state == CONN_CLOSED)
+        return;
+    if (c->state == CONN_LINGERING) {
+        if (!linger)
+            handles_close(c);
+        return;
+    }
+    c->code = code;
+    snprintf(c->why, sizeof c->why, "%s", why ? why : err_text(code));
+    bool said_something = c->sent_len > 0 || c->writing || conn_queued_len(c) > 0 || (c->ssl && BIO_ctrl_pending(c->ssl_out) > 0);
+    if (!linger || c->state == CONN_CONNECTING || c->write_broken || !said_something) {
+        handles_close(c);
+        return;
+    }
+    c->state = CONN_LINGERING;
+    uv_timer_start(&c->timer, timeout_cb, CONN_LINGER_MS, 0);
+    conn_wake(c);
+}
+
+void conn_close(struct conn *c, int code, const char *why)
+{
+    if (c->state == CONN_LINGERING || c->state == CONN_CLOSED)
+        return;
+    conn_end(c, code, why, true);
+}
+
+/* --- Sending --- */
+
+static void turn_cb(uv_prepare_t *h);
+
+void conn_wake(struct conn *c)
+{
+    if (c->state != CONN_CLOSED && !uv_is_active((uv_handle_t *)&c->turn))
+        uv_prepare_start(&c->turn, turn_cb);
+}
+
+size_t conn_queued_len(const struct conn *c)
+{
+    return conn_buf_len(&c->out) + conn_buf_len(&c->wire);
+}
+
+uint64_t conn_sent_len(const struct conn *c)
+{
+    return c->sent_len;
+}
+
+int conn_send(struct conn *c, const uint8_t *frame, size_t len)
+{
+    if (c->state == CONN_LINGERING || c->state == CONN_CLOSED)
+        return RAFTDIR_ECANCELED;
+    if (len > UINT32_MAX)
+        return RAFTDIR_ETOOBIG;
+    size_t queued = conn_queued_len(c);
+    if (queued && (queued >= c->o.out_len_max || len + FRAME_HEADER_LEN > c->o.out_len_max - queued)) {
+        c->drain_wanted = true;
+        return RAFTDIR_ELIMIT;
+    }
+    if (c->write_broken)
+        return 0; /* lost with the connection, as what was sent just before */
+    uint8_t header[FRAME_HEADER_LEN];
+    frame_header_put(header, (uint32_t)len);
+    size_t end = conn_buf_len(&c->out);
+    if (conn_buf_append(&c->out, header, sizeof header))
+        return RAFTDIR_ENOMEM;
+    if (len && conn_buf_append(&c->out, frame, len)) {
+        c->out.end = c->out.start + end;
+        return RAFTDIR_ENOMEM;
+    }
+    if (conn_queued_len(c) > c->o.out_len_max / 2)
+        c->drain_wanted = true;
+    conn_wake(c);
+    return 0;
+}
+
+/* The socket takes nothing more. The other end may have said why, just before: read on for a moment. */
+static void write_failed(struct conn *c, int rc)
+{
+    if (c->state == CONN_LINGERING || !c->reading) {
+        char why[200];
+        snprintf(why, sizeof why, "connection lost: %s", uv_strerror(rc));
+        conn_end(c, err_from_uv(rc), why, false);
+        return;
+    }
+    c->write_broken = true;
+    free(c->out.p);
+    memset(&c->out, 0, sizeof c->out);
+    uv_timer_start(&c->timer, timeout_cb, CONN_LINGER_MS, 0);
+}
+
+static void shutdown_cb(uv_shutdown_t *req, int status)
+{
+    struct conn *c = req->data;
+    if (status < 0 && c->state == CONN_LINGERING)
+        handles_close(c);
+}
+
+static void drained(struct conn *c)
+{
+    if (c->state != CONN_OPEN || !c->announced || !c->drain_wanted || conn_queued_len(c) > c->o.out_len_max / 2)
+        return;
+    c->drain_wanted = false;
+    if (c->ev.on_drain)
+        c->ev.on_drain(c);
+}
+
+static void write_cb(uv_write_t *req, int status);
+
+static int wire_fill(struct conn *c)
+{
+    if (c->ssl)
+        return conn_tls_fill(c);
+    if (c->announced && conn_buf_len(&c->out)) {
+        struct conn_buf empty = c->wire;
+        c->wire = c->out;
+        c->out = empty;
+    }
+    return 0;
+}
+
+static void flush(struct conn *c)
+{
+    while (!c->writing && !c->write_broken && c->state != CONN_CLOSED && c->state != CONN_CONNECTING) {
+        if (conn_buf_len(&c->wire) == 0) {
+            int rc = wire_fill(c);
+            if (rc) {
+                conn_end(c, rc, "connection broken while encrypting", false);
+                return;
+            }
+        }
+        size_t len = conn_buf_len(&c->wire);
+        if (len == 0) {
+            if (c->state != CONN_LINGERING || c->shut)
+                return;
+            if (c->ssl) { /* may give some bytes more; it does so once */
+                conn_tls_bye(c);
+                if (BIO_ctrl_pending(c->ssl_out))
+                    continue;
+            }
+            c->shut = true;
+            c->shutdown_req.data = c;
+            if (uv_shutdown(&c->shutdown_req, &c->stream, shutdown_cb))
+                handles_close(c);
+            return;
+        }
+        if (len > INT32_MAX)
+            len = INT32_MAX;
+        uv_buf_t buf = uv_buf_init((char *)c->wire.p + c->wire.start, (unsigned)len);
+        int n = uv_try_write(&c->stream, &buf, 1);
+        if (n > 0) {
+            c->sent_len += (uint64_t)n;
+            conn_buf_consume(&c->wire, (size_t)n);
+            if ((size_t)n == len)
+                continue;
+            buf = uv_buf_init((char *)c->wire.p + c->wire.start, (unsigned)(len - (size_t)n));
+        } else if (n != UV_EAGAIN) {
+            write_failed(c, n);
+            return;
+        }
+        c->write_req.data = c;
+        int rc = uv_write(&c->write_req, &c->stream, &buf, 1, write_cb);
+        if (rc) {
+            write_failed(c, rc);
+            return;
+        }
+        c->writing = true;
+    }
+}
+
+static void write_cb(uv_write_t *req, int status)
+{
+    struct conn *c = req->data;
+    c->writing = false;
+    if (c->state == CONN_CLOSED)
+        return;
+    if (status < 0) {
+        write_failed(c, status);
+        return;
+    }
+    size_t len = conn_buf_len(&c->wire);
+    c->sent_len += len;
+    conn_buf_consume(&c->wire, len);
+    flush(c);
+    drained(c);
+}
+
+/* --- Receiving --- */
+
+/* Between alloc_cb and its read_cb nothing else runs on the thread. */
+static _Thread_local uint8_t scratch[CONN_READ_LEN];
+
+static void alloc_cb(uv_handle_t *h, size_t suggested, uv_buf_t *buf_r)
+{
+    (void)suggested;
+    struct conn *c = h->data;
+    size_t room = sizeof scratch;
+    uint8_t *p = scratch;
+    if (!c->ssl && c->state != CONN_LINGERING)
+        p = frame_reader_room(&c->in, CONN_READ_LEN, &room);
+    *buf_r = p ? uv_buf_init((char *)p, room > INT32_MAX ? INT32_MAX : (unsigned)room) : uv_buf_init(NULL, 0);
+}
+
+static void read_ended(struct conn *c, ssize_t n)
+{
+    char why[200];
+    if (c->state == CONN_LINGERING) {
+        handles_close(c);
+    } else if (n == UV_ENOBUFS) {
+        conn_end(c, RAFTDIR_ENOMEM, "out of memory", false);
+    } else if (n != UV_EOF) {
+        snprintf(why, sizeof why, "connection lost: %s", uv_strerror((int)n));
+        conn_end(c, err_from_uv((int)n), why, false);
+    } else if (c->state == CONN_HANDSHAKE) {
+        conn_end(c, RAFTDIR_EUNAVAIL, "closed by the other end during the TLS handshake", false);
+    } else if (c->in.end > c->in.start) {
+        conn_end(c, RAFTDIR_EPROTO, "closed by the other end in the middle of a frame", false);
+    } else {
+        conn_end(c, 0, "closed by the other end", false);
+    }
+}
+
+static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+    struct conn *c = stream->data;
+    if (n == 0)
+        return;
+    if (n < 0) {
+        read_ended(c, n);
+        return;
+    }
+    if (c->state == CONN_LINGERING)
+        return;
+    if (c->ssl) {
+        if (conn_tls_feed(c, (const uint8_t *)buf->base, (size_t)n)) {
+            conn_end(c, RAFTDIR_ENOMEM, "out of memory", false);
+            return;
+        }
+    } else {
+        frame_reader_fill(&c->in, (size_t)n);
+    }
+    if (c->state == CONN_HANDSHAKE)
+        conn_tls_handshake(c);
+    conn_pump(c);
+}
+
+void conn_pump(struct conn *c)
+{
+    while (c->state == CONN_OPEN && c->announced && !c->paused) {
+        const uint8_t *frame;
+        size_t len;
+        struct err err;
+        int rc = frame_reader_next(&c->in, c->o.frame_len_max, &frame, &len, &err);
+        if (rc > 0) {
+            c->ev.on_frame(c, frame, len);
+            continue;
+        }
+        if (rc < 0) {
+            if (c->ev.on_oversize)
+                c->ev.on_oversize(c, rc, err.text);
+            conn_end(c, rc, err.text, true);
+            return;
+        }
+        if (!c->ssl || !conn_tls_read(c))
+            return;
+    }
+}
+
+void conn_pause(struct conn *c, bool paused)
+{
+    if (c->paused == paused)
+        return;
+    c->paused = paused;
+    if (c->state != CONN_OPEN)
+        return;
+    if (paused) {
+        reading_set(c, false);
+    } else {
+        c->pump_wanted = true; /* frames that came before the pause go first, then the socket is read again */
+        conn_wake(c);
+    }
+}
+
+/* --- One turn --- */
+
+static void announce(struct conn *c)
+{
+    c->announced = true;
+    c->ev.on_open(c);
+}
+
+void conn_opened(struct conn *c)
+{
+    c->state = CONN_OPEN;
+    uv_timer_stop(&c->timer);
+    if (c->paused)
+        reading_set(c, false);
+    if (c->state == CONN_OPEN)
+        announce(c);
+    conn_wake(c);
+}
+
+static void turn_cb(uv_prepare_t *h)
+{
+    struct conn *c = h->data;
+    uv_prepare_stop(h);
+    if (c->state == CONN_OPEN && !c->announced) {
+        announce(c);
+        c->pump_wanted = true;
+    }
+    if (c->state == CONN_OPEN && c->pump_wanted && !c->paused) {
+        c->pump_wanted = false;
+        conn_pump(c);
+    }
+    bool wants = c->state == CONN_HANDSHAKE || c->state == CONN_LINGERING || (c->state == CONN_OPEN && !c->paused);
+    if (wants && !c->write_broken)
+        reading_set(c, true);
+    flush(c);
+    drained(c);
+}
+
+/* --- Beginning --- */
+
+static void sigpipe_ignore(void)
+{
+    struct sigaction sa;
+    if (sigaction(SIGPIPE, NULL, &sa) == 0 && !(sa.sa_flags & SA_SIGINFO) && sa.sa_handler == SIG_DFL) {
+        sa.sa_handler = SIG_IGN;
+        sigaction(SIGPIPE, &sa, NULL);
+    }
+}
+
+static struct conn *conn_create(uv_loop_t *loop, const struct conn_options *o, const struct conn_events *ev)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, sigpipe_ignore);
+    struct conn *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->o = *o;
+    c->ev = *ev;
+    if (c->o.tls)
+        SSL_CTX_up_ref(c->o.tls);
+    if (!c->o.user_timeout_ms)
+        c->o.user_timeout_ms = CONN_USER_TIMEOUT_MS;
+    if (!c->o.connect_timeout_ms)
+        c->o.connect_timeout_ms = HANDSHAKE_TIMEOUT_MS;
+    uv_prepare_init(loop, &c->turn); /* these two can't fail */
+    uv_timer_init(loop, &c->timer);
+    c->turn.data = c->timer.data = c;
+    c->handles = 2;
+    return c;
+}
+
+/* Gives up a connection that the caller never got. */
+static void conn_discard(struct conn *c)
+{
+    c->silent = true;
+    if (c->handles == 3) {
+        handles_close(c);
+        return;
+    }
+    c->state = CONN_CLOSED;
+    uv_close((uv_handle_t *)&c->turn, handle_closed);
+    uv_close((uv_handle_t *)&c->timer, handle_closed);
+}
+
+static void address_text(const struct sockaddr *sa, socklen_t len, char *buf_r, size_t size)
+{
+    char host[NI_MAXHOST], port[NI_MAXSERV];
+    if (getnameinfo(sa, len, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV))
+        snprintf(buf_r, size, "unknown address");
+    else
+        snprintf(buf_r, size, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+/* Best effort: a socket without one of these works, only worse. */
+static void tcp_tune(struct conn *c)
+{
+    uv_os_fd_t fd;
+    if (uv_fileno(&c->handle, &fd))
+        return;
+    int on = 1, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S, count = KEEPALIVE_COUNT, notsent = (int)c->o.notsent_len;
+    unsigned timeout = c->o.user_timeout_ms;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof timeout);
+    if (notsent > 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent, sizeof notsent);
+}
+
+/* Connected: TLS, or open in the next turn (no callback from within conn_accept). */
+static int begin(struct conn *c, bool accepted, struct err *err)
+{
+    if (!c->o.tls) {
+        c->state = CONN_OPEN;
+        uv_timer_stop(&c->timer);
+        conn_wake(c);
+        return 0;
+    }
+    int rc = conn_tls_init(c, accepted, err);
+    if (rc)
+        return rc;
+    c->state = CONN_HANDSHAKE;
+    uv_timer_start(&c->timer, timeout_cb, HANDSHAKE_TIMEOUT_MS, 0);
+    if (!accepted)
+        conn_tls_handshake(c);
+    conn_wake(c);
+    return 0;
+}
+
+int conn_accept(uv_loop_t *loop, uv_stream_t *listener, const struct conn_options *o, const struct conn_events *ev, struct conn **conn_r, struct err *err)
+{
+    struct conn *c = conn_create(loop, o, ev);
+    if (!c)
+        return err_set(err, RAFTDIR_ENOMEM, "accept: out of memory");
+    bool tcp = listener->type == UV_TCP;
+    int rc = tcp ? uv_tcp_init(loop, &c->tcp) : uv_pipe_init(loop, &c->pipe, 0);
+    if (rc) {
+        conn_discard(c);
+        return err_set(err, err_from_uv(rc), "accept: %s", uv_strerror(rc));
+    }
+    c->handle.data = c;
+    c->handles = 3;
+    rc = uv_accept(listener, &c->stream);
+    if (rc) {
+        conn_discard(c);
+        return err_set(err, err_from_uv(rc), "accept: %s", uv_strerror(rc));
+    }
+    if (tcp) {
+        struct sockaddr_storage sa;
+        int len = sizeof sa;
+        if (uv_tcp_getpeername(&c->tcp, (struct sockaddr *)&sa, &len) == 0)
+            address_text((struct sockaddr *)&sa, (socklen_t)len, c->peer_text, sizeof c->peer_text);
+        else
+            snprintf(c->peer_text, sizeof c->peer_text, "unknown address");
+        tcp_tune(c);
+    } else {
+        uv_os_fd_t fd;
+        struct ucred cred;
+        socklen_t len = sizeof cred;
+        if (uv_fileno(&c->handle, &fd) == 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0) {
+            c->have_uid = true;
+            c->uid = cred.uid;
+            c->gid = cred.gid;
+            snprintf(c->peer_text, sizeof c->peer_text, "unix socket, uid %u, pid %d", (unsigned)cred.uid, (int)cred.pid);
+        } else {
+            snprintf(c->peer_text, sizeof c->peer_text, "unix socket");
+        }
+    }
+    rc = begin(c, true, err);
+    if (rc) {
+        conn_discard(c);
+        return rc;
+    }
+    *conn_r = c;
+    return 0;
+}
+
+static void connect_cb(uv_connect_t *req, int status)
+{
+    struct conn *c = req->data;
+    if (c->state != CONN_CONNECTING || uv_is_closing(&c->handle))
+        return;
+    char why[512];
+    if (status < 0) {
+        if (c->addr) {
+            address_try(c);
+            return;
+        }
+        snprintf(why, sizeof why, "connect to %s: %s", c->peer_text, uv_strerror(status));
+        conn_end(c, RAFTDIR_EUNAVAIL, why, false);
+        return;
+    }
+    struct err err;
+    int rc = begin(c, false, &err);
+    if (rc)
+        conn_end(c, rc, err.text, false);
+}
+
+static void address_connect(struct conn *c)
+{
+    const struct addrinfo *a = c->addr;
+    c->addr = a->ai_next;
+    c->connect_req.data = c;
+    int rc = uv_tcp_connect(&c->connect_req, &c->tcp, a->ai_addr, connect_cb);
+    if (rc == 0) {
+        tcp_tune(c);
+        uv_timer_start(&c->timer, timeout_cb, c->o.connect_timeout_ms, 0);
+    } else if (c->addr) {
+        address_try(c);
+    } else {
+        char why[512];
+        snprintf(why, sizeof why, "connect to %s: %s", c->peer_text, uv_strerror(rc));
+        conn_end(c, RAFTDIR_EUNAVAIL, why, false);
+    }
+}
+
+/* The socket of the address before is closed: a fresh one for the next. */
+static void address_next_cb(uv_handle_t *h)
+{
+    struct conn *c = h->data;
+    if (c->state != CONN_CONNECTING) {
+        handle_closed(h);
+        return;
+    }
+    int rc = uv_tcp_init(c->turn.loop, &c->tcp);
+    c->handle.data = c;
+    if (rc) { /* can't happen without flags; the handle isn't open, so it isn't counted */
+        c->handles--;
+        c->code = err_from_uv(rc);
+        snprintf(c->why, sizeof c->why, "%s", uv_strerror(rc));
+        c->state = CONN_CLOSED;
+        uv_close((uv_handle_t *)&c->turn, handle_closed);
+        uv_close((uv_handle_t *)&c->timer, handle_closed);
+        return;
+    }
+    address_connect(c);
+}
+
+static void address_try(struct conn *c)
+{
+    uv_timer_stop(&c->timer);
+    if (!uv_is_closing(&c->handle))
+        uv_close(&c->handle, address_next_cb);
+}
+
+static void addresses_use(struct conn *c, struct addrinfo *list)
+{
+    c->addrs = c->addr = list;
+    unsigned n = 0;
+    for (struct addrinfo *a = list; a; a = a->ai_next) {
+        if (++n == ADDRESSES_MAX && a->ai_next) {
+            uv_freeaddrinfo(a->ai_next);
+            a->ai_next = NULL;
+        }
+    }
+    address_connect(c);
+}
+
+static void resolve_cb(uv_getaddrinfo_t *req, int status, struct addrinfo *list)
+{
+    struct conn_resolve *r = req->data;
+    struct conn *c = r->c;
+    free(r);
+    if (!c) {
+        uv_freeaddrinfo(list);
+        return;
+    }
+    c->resolve = NULL;
+    if (status < 0 || !list) {
+        char why[512];
+        snprintf(why, sizeof why, "look up %s: %s", c->peer_text, status < 0 ? uv_strerror(status) : "no address");
+        if (list)
+            uv_freeaddrinfo(list);
+        conn_end(c, RAFTDIR_EUNAVAIL, why, false);
+        return;
+    }
+    addresses_use(c, list);
+}
+
+int conn_connect(uv_loop_t *loop, const char *host, const char *port, const struct conn_options *o, const struct conn_events *ev,
+                 struct conn **conn_r, struct err *err)
+{
+    struct conn *c = conn_create(loop, o, ev);
+    if (!c)
+        return err_set(err, RAFTDIR_ENOMEM, "connect: out of memory");
+    bool is_path = host[0] == '/';
+    int rc = is_path ? uv_pipe_init(loop, &c->pipe, 0) : uv_tcp_init(loop, &c->tcp);
+    if (rc) {
+        conn_discard(c);
+        return err_set(err, err_from_uv(rc), "connect to %s: %s", host, uv_strerror(rc));
+    }
+    c->handle.data = c;
+    c->handles = 3;
+    c->state = CONN_CONNECTING;
+    if (is_path) {
+        snprintf(c->peer_text, sizeof c->peer_text, "%s", host);
+        if (strlen(host) >= 108) { /* sun_path; libuv would cut it off silently */
+            conn_discard(c);
+            return err_set(err, RAFTDIR_EINVAL, "connect to %s: the path is longer than a socket's may be", host);
+        }
+        c->connect_req.data = c;
+        uv_pipe_connect(&c->connect_req, &c->pipe, host, connect_cb);
+        uv_timer_start(&c->timer, timeout_cb, c->o.connect_timeout_ms, 0);
+        *conn_r = c;
+        return 0;
+    }
+    snprintf(c->peer_text, sizeof c->peer_text, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
+    struct addrinfo *list;
+    if (getaddrinfo(host, port, &hints, &list) == 0) { /* an address needs no name server, nor a thread that may be stuck with one */
+        addresses_use(c, list);
+        *conn_r = c;
+        return 0;
+    }
+    struct conn_resolve *r = calloc(1, sizeof *r);
+    if (!r) {
+        conn_discard(c);
+        return err_set(err, RAFTDIR_ENOMEM, "connect to %s: out of memory", host);
+    }
+    r->c = c;
+    r->req.data = r;
+    hints.ai_flags = AI_ADDRCONFIG;
+    rc = uv_getaddrinfo(loop, &r->req, resolve_cb, host, port, &hints);
+    if (rc) {
+        free(r);
+        conn_discard(c);
+        return err_set(err, err_from_uv(rc), "look up %s: %s", host, uv_strerror(rc));
+    }
+    c->resolve = r;
+    /* Name servers may take their time; no address can be tried before. */
+    uv_timer_start(&c->timer, timeout_cb, HANDSHAKE_TIMEOUT_MS, 0);
+    *conn_r = c;
+    return 0;
+}
+
+/* --- About it --- */
+
+void *conn_data(struct conn *c)
+{
+    return c->o.data;
+}
+
+void conn_data_set(struct conn *c, void *data)
+{
+    c->o.data = data;
+}
+
+const char *conn_peer_cert(struct conn *c)
+{
+    return c->cert_name[0] ? c->cert_name : NULL;
+}
+
+bool conn_peer_uid(struct conn *c, uid_t *uid_r, gid_t *gid_r)
+{
+    if (c->have_uid) {
+        *uid_r = c->uid;
+        *gid_r = c->gid;
+    }
+    return c->have_uid;
+}
+
+const char *conn_peer_text(struct conn *c)
+{
+    return c->peer_text;
+}
