@@ -22,15 +22,19 @@ int err_set(struct err *e, int code, const char *fmt, ...)
 int err_wrap(struct err *e, const char *fmt, ...)
 {
     if (!e)
-        return RAFTDIR_EINVAL;
-    char old[ERR_TEXT_LEN];
-    memcpy(old, e->text, sizeof old);
+        return 0;
+    char whole[2 * ERR_TEXT_LEN];
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
+    int n = vsnprintf(whole, ERR_TEXT_LEN, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof e->text)
-        snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", old);
+    if (n < 0)
+        return e->code;
+    if (n >= ERR_TEXT_LEN)
+        n = ERR_TEXT_LEN - 1;
+    snprintf(whole + n, sizeof whole - (size_t)n, ": %s", e->text);
+    whole[ERR_TEXT_LEN - 1] = 0;
+    memcpy(e->text, whole, ERR_TEXT_LEN);
     return e->code;
 }
 

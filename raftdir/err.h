@@ -13,7 +13,7 @@ struct err {
 
 /* Sets code and text; returns code, so that `return err_set(e, RAFTDIR_EIO, "read %s: %s", ...)` works. */
 int err_set(struct err *e, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-/* Puts "context: " before the text there is; returns the code. */
+/* Puts "context: " before the text there is; returns the code in `e`, 0 without one: keep your own code where `e` may be NULL. */
 int err_wrap(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* The name ("ENOTFOUND") and the text of a code; never NULL. */
 const char *err_name(int code);
