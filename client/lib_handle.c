@@ -1,0 +1,329 @@
+/* lib_handle.c - opening and closing a handle, its endpoints, its errors. */
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+#include "lib_internal.h"
+#include "raftdir/tls.h"
+
+#define ENDPOINT_DEFAULT "unix:/run/raftdir/raftdird.sock"
+
+const char *raftdir_strerror(int code)
+{
+    return err_text(code);
+}
+
+const char *raftdir_errname(int code)
+{
+    return err_name(code);
+}
+
+uint64_t lib_now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+int lib_random(void *buf, size_t len, struct err *err)
+{
+    size_t done = 0;
+    while (done < len) {
+        ssize_t n = getrandom((char *)buf + done, len - done, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return err_set(err, RAFTDIR_EIO, "getrandom: %s", strerror(errno));
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+static void endpoint_free(struct endpoint *ep)
+{
+    free(ep->text);
+    free(ep->path);
+    free(ep->host);
+    free(ep->port);
+    free(ep->name);
+    free(ep->node);
+    free(ep->identity);
+    free(ep->role);
+    free(ep);
+}
+
+/* tls:host:port[=NAME]; host may be [v6]. */
+static int parse_tls(struct endpoint *ep, const char *s, struct err *err)
+{
+    const char *name = strchr(s, '=');
+    size_t len = name ? (size_t)(name - s) : strlen(s);
+    const char *host = s, *colon;
+    size_t host_len;
+    if (*s == '[') {
+        const char *close = memchr(s, ']', len);
+        if (!close || close[1] != ':')
+            return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": want tls:[ADDRESS]:PORT", ep->text);
+        host++;
+        host_len = (size_t)(close - host);
+        colon = close + 1;
+    } else {
+        colon = memrchr(s, ':', len);
+        if (!colon)
+            return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": no port; want tls:HOST:PORT", ep->text);
+        host_len = (size_t)(colon - s);
+    }
+    size_t port_len = len - (size_t)(colon + 1 - s);
+    if (!host_len || !port_len || port_len > 5 || strspn(colon + 1, "0123456789") < port_len)
+        return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": want tls:HOST:PORT", ep->text);
+    ep->host = strndup(host, host_len);
+    ep->port = strndup(colon + 1, port_len);
+    if (!ep->host || !ep->port)
+        return err_set(err, RAFTDIR_ENOMEM, "out of memory");
+    if (name) {
+        if (!name[1])
+            return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": no name after \"=\"", ep->text);
+        if (!(ep->name = strdup(name + 1)))
+            return err_set(err, RAFTDIR_ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+struct endpoint *endpoint_add(struct raftdir *d, const char *text, size_t len, bool learned, struct err *err)
+{
+    for (unsigned i = 0; i < d->endpoints_n; i++)
+        if (strlen(d->endpoints[i]->text) == len && !memcmp(d->endpoints[i]->text, text, len))
+            return d->endpoints[i];
+    if (d->endpoints_n == ENDPOINTS_MAX) {
+        err_set(err, RAFTDIR_ELIMIT, "more than %d endpoints", ENDPOINTS_MAX);
+        return NULL;
+    }
+    struct endpoint *ep = calloc(1, sizeof *ep);
+    if (!ep || !(ep->text = strndup(text, len))) {
+        free(ep);
+        err_set(err, RAFTDIR_ENOMEM, "out of memory");
+        return NULL;
+    }
+    ep->learned = learned;
+    int rc = 0;
+    if (!strncmp(ep->text, "unix:", 5) || ep->text[0] == '/') {
+        const char *path = ep->text[0] == '/' ? ep->text : ep->text + 5;
+        struct sockaddr_un un;
+        if (!*path || strlen(path) >= sizeof un.sun_path)
+            rc = err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": a socket's path has 1 to %zu bytes", ep->text, sizeof un.sun_path - 1);
+        else if (!(ep->path = strdup(path)))
+            rc = err_set(err, RAFTDIR_ENOMEM, "out of memory");
+    } else if (!strncmp(ep->text, "tls:", 4))
+        rc = parse_tls(ep, ep->text + 4, err);
+    else
+        rc = err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": want unix:/PATH or tls:HOST:PORT", ep->text);
+    if (rc < 0) {
+        endpoint_free(ep);
+        return NULL;
+    }
+    d->endpoints[d->endpoints_n++] = ep;
+    return ep;
+}
+
+static int parse_endpoints(struct raftdir *d, const char *list, struct err *err)
+{
+    for (const char *p = list; *p;) {
+        p += strspn(p, ", \t\n");
+        size_t len = strcspn(p, ", \t\n");
+        if (len && !endpoint_add(d, p, len, false, err))
+            return err->code;
+        p += len;
+    }
+    if (!d->endpoints_n)
+        return err_set(err, RAFTDIR_EINVAL, "no endpoint is given");
+    return 0;
+}
+
+static const char *or_env(const char *given, const char *variable)
+{
+    if (given)
+        return given;
+    const char *e = secure_getenv(variable);
+    return e && *e ? e : NULL;
+}
+
+int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, size_t text_size)
+{
+    struct err err = {0};
+    struct raftdir_options none;
+    *d_r = NULL;
+    if (!o) {
+        raftdir_options_init(&none);
+        o = &none;
+    }
+    if (text_r && text_size)
+        *text_r = '\0';
+    struct raftdir *d = calloc(1, sizeof *d);
+    if (!d) {
+        err_set(&err, RAFTDIR_ENOMEM, "out of memory");
+        goto failed;
+    }
+    if (o->size != sizeof *o || o->level < 0 || o->level > RAFTDIR_LINEARIZABLE || o->window > WINDOW_MAX) {
+        err_set(&err, RAFTDIR_EINVAL,
+                o->size != sizeof *o ? "options of another version: use raftdir_options_init" : "options: level or window out of range");
+        goto failed;
+    }
+    d->pid = getpid();
+    d->pinned = -1;
+    d->answer_age_ms = -1;
+    d->timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_DEFAULT_MS;
+    d->patience_ms = o->patience_ms ? o->patience_ms : PATIENCE_DEFAULT_MS;
+    d->unreachable_ms = o->unreachable_ms;
+    d->window = o->window ? o->window : WINDOW_DEFAULT;
+    d->level = o->level ? o->level : RAFTDIR_SESSION;
+    d->only_these = o->only_these != 0;
+    d->software = strdup(o->software ? o->software : "libraftdir " RAFTDIR_VERSION);
+    if (!d->software) {
+        err_set(&err, RAFTDIR_ENOMEM, "out of memory");
+        goto failed;
+    }
+    if (lib_random(&d->next_id, sizeof d->next_id, &err) < 0)
+        goto failed;
+    d->next_id >>= 8; /* room to count */
+    const char *list = or_env(o->endpoints, "RAFTDIR_ENDPOINTS");
+    if (parse_endpoints(d, list ? list : ENDPOINT_DEFAULT, &err) < 0)
+        goto failed;
+    bool needs_tls = false;
+    for (unsigned i = 0; i < d->endpoints_n; i++)
+        needs_tls |= !d->endpoints[i]->path;
+    struct tls_files files = {or_env(o->ca, "RAFTDIR_CA"), or_env(o->cert, "RAFTDIR_CERT"), or_env(o->key, "RAFTDIR_KEY")};
+    if (needs_tls && !files.ca) {
+        err_set(&err, RAFTDIR_EINVAL, "a tls: endpoint needs the CA's certificate (and ours, with its key)");
+        goto failed;
+    }
+    if (!files.cert != !files.key) {
+        err_set(&err, RAFTDIR_EINVAL, "a certificate and its key are needed together");
+        goto failed;
+    }
+    /* With Unix sockets alone, certificates are only for learned endpoints: files that this user can't read are no reason to fail. */
+    if (files.ca && tls_context_create(&files, &d->tls, needs_tls ? &err : NULL) < 0 && needs_tls)
+        goto failed;
+    *d_r = d;
+    return 0;
+
+failed:
+    if (text_r && text_size)
+        snprintf(text_r, text_size, "%s", err.text);
+    raftdir_close(&d);
+    return err.code;
+}
+
+void raftdir_close(raftdir **dp)
+{
+    struct raftdir *d = dp ? *dp : NULL;
+    if (!d)
+        return;
+    *dp = NULL;
+    bool ours = d->pid == getpid();
+    while (d->calls) {
+        struct call *c = d->calls;
+        if (c->done_fn && ours && !c->done) {
+            struct raftdir_result none = {.failed_op = -1};
+            c->done_fn(c->data, RAFTDIR_ECANCELED, "the handle was closed", &none);
+        }
+        if (!ours)
+            c->attempts_n = 0; /* nothing is said on the parent's connections */
+        call_destroy(&c);
+    }
+    for (unsigned i = 0; i < d->endpoints_n; i++) {
+        link_close(&d->endpoints[i]->link, !ours);
+        endpoint_free(d->endpoints[i]);
+    }
+    SSL_CTX_free(d->tls);
+    if (d->kept)
+        raftdir__client__from_node__free_unpacked(d->kept, NULL);
+    free(d->result_ops);
+    free(d->member_list);
+    free(d->checkpoints);
+    free(d->software);
+    free(d);
+}
+
+int lib_check(struct raftdir *d)
+{
+    if (d->pid == getpid())
+        return 0;
+    return err_set(&d->err, RAFTDIR_EINVAL, "this handle was opened by process %ld before a fork: open one of its own in process %ld", (long)d->pid,
+                   (long)getpid());
+}
+
+int lib_enter(struct raftdir *d)
+{
+    int rc = lib_check(d);
+    if (rc < 0)
+        return rc;
+    d->err.code = 0;
+    d->err.text[0] = '\0';
+    return 0;
+}
+
+int lib_fail(struct raftdir *d, const struct err *err)
+{
+    if (err != &d->err)
+        d->err = *err;
+    if (!d->err.text[0])
+        snprintf(d->err.text, sizeof d->err.text, "%s", err_text(d->err.code));
+    return d->err.code;
+}
+
+const char *raftdir_message(const raftdir *d)
+{
+    return d->err.text;
+}
+
+int raftdir_set_timeout(raftdir *d, unsigned timeout_ms)
+{
+    int rc = lib_check(d);
+    if (!rc)
+        d->timeout_ms = timeout_ms ? timeout_ms : TIMEOUT_DEFAULT_MS;
+    return rc;
+}
+
+int raftdir_set_level(raftdir *d, int level)
+{
+    int rc = lib_check(d);
+    if (rc < 0)
+        return rc;
+    if (level < RAFTDIR_LOCAL || level > RAFTDIR_LINEARIZABLE)
+        return err_set(&d->err, RAFTDIR_EINVAL, "no such read level: %d", level);
+    d->level = level;
+    return 0;
+}
+
+int raftdir_answer(raftdir *d, struct raftdir_answer *a)
+{
+    struct endpoint *ep = d->answer_ep;
+    a->incarnation = d->answer_incarnation;
+    a->index = d->answer_index;
+    a->age_ms = d->answer_age_ms;
+    a->node = ep && ep->node ? ep->node : "";
+    a->endpoint = ep ? ep->text : "";
+    a->identity = ep && ep->identity ? ep->identity : "";
+    a->role = ep && ep->role ? ep->role : "";
+    return lib_check(d);
+}
+
+const char *raftdir_endpoint(raftdir *d, unsigned i)
+{
+    return i < d->endpoints_n ? d->endpoints[i]->text : NULL;
+}
+
+int raftdir_use_endpoint(raftdir *d, int i)
+{
+    int rc = lib_check(d);
+    if (rc < 0)
+        return rc;
+    if (i < -1 || i >= (int)d->endpoints_n)
+        return err_set(&d->err, RAFTDIR_EINVAL, "no endpoint of that number: %d", i);
+    d->pinned = i;
+    return 0;
+}

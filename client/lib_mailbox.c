@@ -1,0 +1,81 @@
+/* lib_mailbox.c - mailboxes as the API gives them. */
+#include <stdlib.h>
+#include <string.h>
+#include "lib_internal.h"
+
+static const char *or_empty(const char *s)
+{
+    return s ? s : "";
+}
+
+void mailbox_from_row(struct raftdir_mailbox *m, const Raftdir__Client__Row *row)
+{
+    const Raftdir__Log__Mailbox *b = row->mailbox;
+    *m = (struct raftdir_mailbox){
+        .size = sizeof *m,
+        .name = or_empty(b->name),
+        .server = b->location ? or_empty(b->location->server) : "",
+        .partition = b->location ? or_empty(b->location->partition) : "",
+        .acl = or_empty(b->acl),
+        .mbtype = or_empty(b->mbtype),
+        .uniqueid = or_empty(b->uniqueid),
+        .legacy_specialuse = or_empty(b->legacy_specialuse),
+        .jmapid = or_empty(b->jmapid),
+        .name_history = or_empty(b->name_history),
+        .mtime = b->mtime,
+        .uidvalidity = b->uidvalidity,
+        .createdmodseq = b->createdmodseq,
+        .foldermodseq = b->foldermodseq,
+        .fields = RAFTDIR_F_MTIME | RAFTDIR_F_UIDVALIDITY | RAFTDIR_F_CREATEDMODSEQ | RAFTDIR_F_FOLDERMODSEQ,
+        .mailbox_id = row->mailbox_id,
+        .generation = row->generation,
+        .store_id = row->store_id,
+        .store_epoch = row->store_epoch,
+        .reserved = row->reserved != 0,
+        .moving_server = row->moving_to ? or_empty(row->moving_to->server) : "",
+        .moving_partition = row->moving_to ? or_empty(row->moving_to->partition) : "",
+        .rights = or_empty(row->rights),
+    };
+}
+
+/* Every string of a mailbox, for copying. */
+#define STRINGS(X)                                                                                                                         \
+    X(name)                                                                                                                                \
+    X(server)                                                                                                                              \
+    X(partition)                                                                                                                           \
+    X(acl)                                                                                                                                 \
+    X(mbtype)                                                                                                                              \
+    X(uniqueid)                                                                                                                            \
+    X(legacy_specialuse)                                                                                                                   \
+    X(jmapid)                                                                                                                              \
+    X(name_history)                                                                                                                        \
+    X(moving_server)                                                                                                                       \
+    X(moving_partition)                                                                                                                    \
+    X(rights)
+
+struct raftdir_mailbox *raftdir_mailbox_copy(const struct raftdir_mailbox *m)
+{
+    size_t len = sizeof *m;
+#define X(field) len += m->field ? strlen(m->field) + 1 : 0;
+    STRINGS(X)
+#undef X
+    struct raftdir_mailbox *copy = malloc(len);
+    if (!copy)
+        return NULL;
+    *copy = *m;
+    char *p = (char *)(copy + 1);
+#define X(field)                                                                                                                           \
+    if (m->field) {                                                                                                                        \
+        size_t n = strlen(m->field) + 1;                                                                                                   \
+        copy->field = memcpy(p, m->field, n);                                                                                              \
+        p += n;                                                                                                                            \
+    }
+    STRINGS(X)
+#undef X
+    return copy;
+}
+
+void raftdir_mailbox_free(struct raftdir_mailbox *m)
+{
+    free(m);
+}

@@ -1,0 +1,382 @@
+/* lib_read.c - lookups, listings, rights, barrier.
+ *
+ * A listing holds the frames that came and weren't given out yet; credit goes back to the node as rows are taken. When its node is lost, the request is
+ * sent to another one with `after` set to the last row that came, at session level and at least the index of the first answer. */
+#include <stdlib.h>
+#include <string.h>
+#include "lib_internal.h"
+
+static int run_body(struct raftdir *d, unsigned flags, unsigned field, const ProtobufCMessage *body)
+{
+    struct call *c = call_create(d, flags, field);
+    if (!c || call_body(c, body) < 0) {
+        call_destroy(&c);
+        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+    }
+    return call_run(d, &c);
+}
+
+static int one_row(struct raftdir *d, int rc, const struct raftdir_mailbox **m_r)
+{
+    if (rc < 0)
+        return rc;
+    const Raftdir__Client__FromNode *m = d->kept;
+    /* Only RAFTDIR_ENOTFOUND means "not there": an empty answer means nothing. */
+    if (m->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS || m->rows->n_rows != 1)
+        return err_set(&d->err, RAFTDIR_EPROTO, "%s: a lookup was answered without a mailbox", d->answer_ep ? d->answer_ep->text : "node");
+    mailbox_from_row(&d->mailbox, m->rows->rows[0]);
+    *m_r = &d->mailbox;
+    return 0;
+}
+
+static int lookup(struct raftdir *d, Raftdir__Client__Lookup__ByCase by, const char *key, const struct raftdir_mailbox **m_r)
+{
+    *m_r = NULL;
+    int rc = lib_enter(d);
+    if (rc < 0)
+        return rc;
+    if (!key || !*key)
+        return err_set(&d->err, RAFTDIR_EINVAL, "lookup of an empty name");
+    Raftdir__Client__Lookup l = RAFTDIR__CLIENT__LOOKUP__INIT;
+    l.by_case = by;
+    l.name = (char *)key; /* the union's members are all strings */
+    return one_row(d, run_body(d, CALL_HEDGE, RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP, &l.base), m_r);
+}
+
+int raftdir_lookup(raftdir *d, const char *name, const struct raftdir_mailbox **m_r)
+{
+    return lookup(d, RAFTDIR__CLIENT__LOOKUP__BY_NAME, name, m_r);
+}
+
+int raftdir_lookup_uniqueid(raftdir *d, const char *uniqueid, const struct raftdir_mailbox **m_r)
+{
+    return lookup(d, RAFTDIR__CLIENT__LOOKUP__BY_UNIQUEID, uniqueid, m_r);
+}
+
+int raftdir_lookup_user(raftdir *d, const char *user, const struct raftdir_mailbox **m_r)
+{
+    return lookup(d, RAFTDIR__CLIENT__LOOKUP__BY_USER, user, m_r);
+}
+
+int raftdir_my_rights(raftdir *d, const char *name, const char *user, const char *const *groups, size_t groups_n,
+                      const struct raftdir_mailbox **m_r)
+{
+    *m_r = NULL;
+    int rc = lib_enter(d);
+    if (rc < 0)
+        return rc;
+    if (!name || !*name || !user || !*user)
+        return err_set(&d->err, RAFTDIR_EINVAL, "a mailbox's name and a user are needed");
+    if (groups_n > USER_GROUPS_MAX)
+        return err_set(&d->err, RAFTDIR_ETOOBIG, "%zu groups; at most %d", groups_n, USER_GROUPS_MAX);
+    Raftdir__Client__MyRights r = RAFTDIR__CLIENT__MY_RIGHTS__INIT;
+    r.name = (char *)name;
+    r.user = (char *)user;
+    r.groups = (char **)groups;
+    r.n_groups = groups_n;
+    return one_row(d, run_body(d, CALL_HEDGE, RAFTDIR__CLIENT__TO_NODE__BODY_MY_RIGHTS, &r.base), m_r);
+}
+
+int raftdir_barrier(raftdir *d, uint64_t index)
+{
+    int rc = lib_enter(d);
+    if (rc < 0)
+        return rc;
+    Raftdir__Client__Barrier b = RAFTDIR__CLIENT__BARRIER__INIT;
+    struct call *c = call_create(d, CALL_HEDGE, RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER);
+    if (!c || call_body(c, &b.base) < 0) {
+        call_destroy(&c);
+        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+    }
+    if (c->level == RAFTDIR_LOCAL)
+        c->level = RAFTDIR_SESSION;
+    c->min_index = index;
+    c->min_incarnation = d->incarnation;
+    return call_run(d, &c);
+}
+
+/* --- Listings ------------------------------------------------------------------------------------------------------------ */
+
+struct frame {
+    struct frame *next;
+    Raftdir__Client__FromNode *answer;
+};
+
+struct raftdir_list {
+    struct raftdir *d;
+    struct call *call;
+    bool visible;
+    struct frame *first, **last; /* frames that came */
+    size_t row;                  /* the next row of the first one */
+    struct frame *given;         /* the frame of the row given last, when it is used up */
+    uint32_t waiting_rows;       /* rows in the frames that came */
+    uint32_t taken;              /* rows taken since credit was last given */
+    char *after;                 /* name of the last row that came; NULL: none yet */
+    uint64_t rows_n, limit;      /* came so far; 0: no limit */
+    uint64_t touched, skips;     /* of the attempts before this one; of this one */
+    uint64_t touched_now, skips_now;
+    struct raftdir_mailbox mailbox;
+    Raftdir__Client__List list;  /* the request as it was made; the strings are ours */
+    Raftdir__Client__Visible who;
+};
+
+static void frame_free(struct frame *f)
+{
+    if (!f)
+        return;
+    raftdir__client__from_node__free_unpacked(f->answer, NULL);
+    free(f);
+}
+
+static int list_prepare(struct call *c)
+{
+    struct raftdir_list *l = c->data;
+    uint64_t left = l->limit ? l->limit - l->rows_n : 0;
+    uint32_t credit = l->waiting_rows < LIST_WINDOW ? LIST_WINDOW - l->waiting_rows : 1;
+    l->taken = 0;
+    l->touched += l->touched_now;
+    l->skips += l->skips_now;
+    l->touched_now = l->skips_now = 0;
+    if (l->visible) {
+        Raftdir__Client__Visible who = l->who;
+        if (l->after)
+            who.after = l->after;
+        who.has_limit = left != 0;
+        who.limit = left;
+        who.has_credit = 1;
+        who.credit = credit;
+        return call_body(c, &who.base);
+    }
+    Raftdir__Client__List list = l->list;
+    if (l->after)
+        list.after = l->after;
+    list.has_limit = left != 0;
+    list.limit = left;
+    list.has_credit = 1;
+    list.credit = credit;
+    return call_body(c, &list.base);
+}
+
+static void fail_stream(struct call *c, int code, const char *text)
+{
+    c->attempts_n = 0;
+    c->done = true;
+    err_set(&c->result, code, "%s", text);
+}
+
+static void list_on_frame(struct call *c, Raftdir__Client__FromNode *m)
+{
+    struct raftdir_list *l = c->data;
+    struct frame *f = m->body_case == RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS ? calloc(1, sizeof *f) : NULL;
+    if (m->body_case == RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS) {
+        l->touched_now = m->rows->touched;
+        l->skips_now = m->rows->skips;
+        /* From now on no older state will do. */
+        if (!c->min_index && m->has_index && m->has_incarnation) {
+            c->min_index = m->index;
+            c->min_incarnation = m->incarnation;
+        }
+        if (c->level == RAFTDIR_LOCAL)
+            c->level = RAFTDIR_SESSION;
+    }
+    char *after = NULL;
+    size_t n = f ? m->rows->n_rows : 0;
+    if (n) {
+        after = strdup(m->rows->rows[n - 1]->mailbox->name);
+        if (!after) {
+            free(f);
+            f = NULL;
+        }
+    }
+    if (n && f) {
+        f->answer = m;
+        *l->last = f;
+        l->last = &f->next;
+        l->waiting_rows += (uint32_t)n;
+        l->rows_n += n;
+        free(l->after);
+        l->after = after;
+        return;
+    }
+    bool no_memory = m->body_case == RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS && m->rows->n_rows;
+    bool wrong = m->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS && m->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY__NOT_SET;
+    free(f);
+    raftdir__client__from_node__free_unpacked(m, NULL);
+    if (no_memory)
+        fail_stream(c, RAFTDIR_ENOMEM, "out of memory");
+    else if (wrong)
+        fail_stream(c, RAFTDIR_EPROTO, "a listing was answered with something else");
+}
+
+/* The strings of the two requests, for copying and freeing. */
+static char **list_strings(struct raftdir_list *l, size_t i)
+{
+    char **all[] = {&l->list.prefix, &l->list.pattern, &l->list.server, &l->list.partition, &l->list.after,
+                    &l->who.user,    &l->who.rights,   &l->who.pattern, &l->who.after};
+    return i < sizeof all / sizeof *all ? all[i] : NULL;
+}
+
+static int list_start(struct raftdir *d, struct raftdir_list *l, raftdir_list **l_r)
+{
+    char **s;
+    for (size_t i = 0; (s = list_strings(l, i)); i++)
+        if (*s && !(*s = strdup(*s))) {
+            while ((s = list_strings(l, ++i)))
+                *s = NULL; /* not ours yet */
+            goto no_memory;
+        }
+    char **groups = l->who.groups;
+    if (l->who.n_groups) {
+        size_t n = l->who.n_groups;
+        l->who.n_groups = 0;
+        if (!(l->who.groups = calloc(n, sizeof *l->who.groups)))
+            goto no_memory;
+        for (; l->who.n_groups < n; l->who.n_groups++)
+            if (!(l->who.groups[l->who.n_groups] = strdup(groups[l->who.n_groups])))
+                goto no_memory;
+    } else
+        l->who.groups = NULL;
+    if (!(l->call = call_create(d, CALL_STREAM | CALL_SWITCH, l->visible ? RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE : RAFTDIR__CLIENT__TO_NODE__BODY_LIST)))
+        goto no_memory;
+    l->d = d;
+    l->last = &l->first;
+    l->call->data = l;
+    l->call->prepare = list_prepare;
+    l->call->on_frame = list_on_frame;
+    call_start(l->call);
+    engine_flush(d);
+    l->call->waiting_since = 0; /* nobody waits before raftdir_list_next */
+    *l_r = l;
+    return 0;
+no_memory:
+    raftdir_list_close(&l);
+    return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+}
+
+int raftdir_list_open(raftdir *d, const struct raftdir_filter *f, raftdir_list **l_r)
+{
+    struct raftdir_filter any;
+    *l_r = NULL;
+    int rc = lib_enter(d);
+    if (rc < 0)
+        return rc;
+    if (!f) {
+        raftdir_filter_init(&any);
+        f = &any;
+    }
+    if (f->size != sizeof *f)
+        return err_set(&d->err, RAFTDIR_EINVAL, "a filter of another version: use raftdir_filter_init");
+    struct raftdir_list *l = calloc(1, sizeof *l);
+    if (!l)
+        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+    raftdir__client__list__init(&l->list);
+    raftdir__client__visible__init(&l->who);
+    l->list.prefix = (char *)f->prefix;
+    l->list.pattern = (char *)f->pattern;
+    l->list.server = (char *)f->server;
+    l->list.partition = (char *)f->partition;
+    l->list.after = (char *)f->after;
+    l->list.has_reserved = l->list.reserved = f->reserved != 0;
+    l->limit = f->limit;
+    return list_start(d, l, l_r);
+}
+
+int raftdir_visible_open(raftdir *d, const struct raftdir_visible *v, raftdir_list **l_r)
+{
+    *l_r = NULL;
+    int rc = lib_enter(d);
+    if (rc < 0)
+        return rc;
+    if (!v || v->size != sizeof *v || !v->user || !*v->user)
+        return err_set(&d->err, RAFTDIR_EINVAL, "a user is needed, in a struct that raftdir_visible_init began");
+    if (v->groups_n > USER_GROUPS_MAX)
+        return err_set(&d->err, RAFTDIR_ETOOBIG, "%zu groups; at most %d", v->groups_n, USER_GROUPS_MAX);
+    struct raftdir_list *l = calloc(1, sizeof *l);
+    if (!l)
+        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+    raftdir__client__list__init(&l->list);
+    raftdir__client__visible__init(&l->who);
+    l->visible = true;
+    l->who.user = (char *)v->user;
+    l->who.groups = (char **)v->groups;
+    l->who.n_groups = v->groups_n;
+    l->who.rights = (char *)v->rights;
+    l->who.pattern = (char *)v->pattern;
+    l->who.after = (char *)v->after;
+    l->limit = v->limit;
+    return list_start(d, l, l_r);
+}
+
+int raftdir_list_next(raftdir_list *l, const struct raftdir_mailbox **m_r)
+{
+    struct raftdir *d = l->d;
+    *m_r = NULL;
+    int rc = lib_enter(d);
+    if (rc < 0)
+        return rc;
+    frame_free(l->given);
+    l->given = NULL;
+    if (!l->first) {
+        if (l->limit && l->rows_n >= l->limit)
+            return 0;
+        l->call->waiting_since = lib_now_ms();
+        l->call->deadline = l->call->waiting_since + l->call->timeout_ms;
+        while (!l->first && !l->call->done)
+            engine_turn(d, UINT64_MAX);
+        l->call->waiting_since = 0;
+    }
+    if (!l->first) {
+        if (l->call->result.code < 0)
+            d->err = l->call->result;
+        return l->call->result.code;
+    }
+    struct frame *f = l->first;
+    mailbox_from_row(&l->mailbox, f->answer->rows->rows[l->row++]);
+    *m_r = &l->mailbox;
+    if (l->row == f->answer->rows->n_rows) {
+        l->given = f;
+        l->row = 0;
+        if (!(l->first = f->next))
+            l->last = &l->first;
+    }
+    l->waiting_rows--;
+    if (++l->taken >= LIST_WINDOW / 2 && !l->call->done) {
+        if ((rc = call_credit(l->call, l->taken)) < 0)
+            return err_set(&d->err, rc, "out of memory");
+        l->taken = 0;
+        engine_flush(d);
+    }
+    return 1;
+}
+
+void raftdir_list_counters(const raftdir_list *l, uint64_t *touched_r, uint64_t *skips_r)
+{
+    *touched_r = l->touched + l->touched_now;
+    *skips_r = l->skips + l->skips_now;
+}
+
+void raftdir_list_close(raftdir_list **lp)
+{
+    struct raftdir_list *l = *lp;
+    if (!l)
+        return;
+    *lp = NULL;
+    /* In a forked child nothing may be said on the parent's connection. */
+    if (l->call && lib_check(l->d) < 0)
+        l->call->attempts_n = 0;
+    call_destroy(&l->call);
+    while (l->first) {
+        struct frame *f = l->first;
+        l->first = f->next;
+        frame_free(f);
+    }
+    frame_free(l->given);
+    free(l->after);
+    char **s;
+    for (size_t i = 0; (s = list_strings(l, i)); i++)
+        free(*s);
+    for (size_t i = 0; i < l->who.n_groups; i++)
+        free(l->who.groups[i]);
+    free(l->who.groups);
+    free(l);
+}
