@@ -1,0 +1,336 @@
+/* sim.h - the simulated world of one seed: clock, network, disks, nodes, clients, checkers (README.md tells what each part stands for).
+ *
+ * One world a process, single-threaded. Everything that happens is an event in one queue, ordered by (time, sequence number); everything that is
+ * random comes from one generator. Nothing may depend on an address, the wall clock or the order of a hash table: the same seed gives the same run.
+ * A violated property ends the process through sim_violation(). */
+#ifndef RAFTDIR_SIM_H
+#define RAFTDIR_SIM_H
+#include <raft.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "log.pb-c.h"
+#include "raftdir/apply.h"
+#include "raftdir/entry.h"
+#include "raftdir/err.h"
+#include "raftdir/limits.h"
+#include "raftdir/node.h"
+#include "raftdir/store.h"
+
+#define SLOTS_MAX 9        /* machines: up to 7 members and spares */
+#define IDS_MAX 256        /* member ids given in one run */
+#define CLIENTS_MAX 8
+#define LOG_MAX (1u << 20) /* entries in one run; more is a runaway */
+#define CLUSTER_ID 0x5eed5eed5eed5eedull
+#define EXIT_VIOLATION 42
+
+enum profile { PROFILE_MIXED, PROFILE_CALM, PROFILE_NORMAL, PROFILE_CHAOS };
+
+/* Bugs planted on purpose, outside the product's code: each must be found by a checker (sim_plant.c has the table). */
+enum plant {
+    PLANT_NONE,
+    PLANT_FORGET_VOTE,
+    PLANT_FORGET_TERM,
+    PLANT_ACK_BEFORE_DURABLE,
+    PLANT_LOSE_LOG,
+    PLANT_SWAP_ENTRY,
+    PLANT_SKIP_DEDUP,
+    PLANT_LOSE_APPLY,
+    PLANT_DIFFERENT_APPLY,
+    PLANT_WRONG_INDEX_ROW,
+    PLANT_STALE_READ,
+    PLANT_FAKE_ACK,
+    PLANT_WRONG_RESULT,
+    PLANT_DENY_WRITE,
+    PLANT_LOST_ANSWER,
+    PLANT_YOUNG_AGE,
+    PLANT_MUTE_NODE,
+    PLANT_PHANTOM_MEMBER,
+};
+
+struct sim_options {
+    uint64_t seed;
+    unsigned nodes; /* 0: the seed chooses */
+    uint64_t duration_ms;
+    enum profile profile;
+    unsigned guards_off;
+    enum plant plant;
+    bool trace;
+    const char *dir; /* for the environments of this seed */
+};
+
+/* What the seed chose. Chances are in thousandths unless the name says otherwise. */
+struct sim_config {
+    enum profile profile;
+    bool fifo;               /* links like TCP: in order, resets; else datagrams */
+    unsigned voters, slots;  /* at the beginning; machines in all */
+    bool bootstrap_one;      /* one node bootstraps, the others join */
+    unsigned latency_max_ms, loss, duplicate, straggle; /* straggle: chance of a long delay */
+    unsigned crash_point;    /* chance, in 100,000ths, that a call into the world is where the node dies */
+    unsigned power_loss;     /* chance that a crash takes the unsynced commits with it */
+    unsigned io_error;       /* chance, in 100,000ths, that a log write fails */
+    unsigned flush_max_ms, apply_max_ms, slow_disk;
+    unsigned fault_min_ms, fault_max_ms; /* 0: no faults */
+    unsigned admin_min_ms, admin_max_ms; /* 0: no membership changes */
+    unsigned election_timeout_ms, heartbeat_ms;
+    unsigned clients, think_max_ms, reply_loss, read_chance;
+    unsigned sync_min_ms, sync_max_ms; /* between synced copies of an environment */
+};
+
+/* --- Events (sim_world.c) ---------------------------------------------------------------------------------------------------- */
+struct sim_node;
+struct event {
+    uint64_t at, seq;
+    void (*run)(struct event *ev);
+    void (*drop)(struct event *ev); /* frees `data` when the event never runs; NULL: nothing to free */
+    struct sim_node *node; /* dropped when this node has died since; kept back while it is paused. NULL: always runs */
+    unsigned epoch;
+    void *data;
+    uint64_t a;
+};
+void event_post(uint64_t delay_ms, void (*run)(struct event *), void (*drop)(struct event *), struct sim_node *node, void *data, uint64_t a);
+void world_init(const struct sim_options *options);
+void world_run(uint64_t until); /* runs events up to and including `until`, or until sim.stop */
+void world_close(void);
+uint64_t rnd(void);
+unsigned rnd_in(unsigned min, unsigned max); /* both included */
+bool chance(unsigned thousandths);
+void sim_violation(const char *checker, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
+void sim_trace(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void sim_hash(const void *data, size_t len); /* mixes into the run's hash */
+void *xcalloc(size_t n, size_t size);
+void *xmemdup(const void *data, size_t len);
+#define TRACE(...)                   \
+    do {                             \
+        if (sim.options.trace)       \
+            sim_trace(__VA_ARGS__);  \
+    } while (0)
+
+/* --- Logs as arrays of entries (sim_disk.c) -------------------------------------------------------------------------------------- */
+struct sim_log {
+    struct entry **e; /* e[i] has index i + 1; one reference each */
+    size_t n, cap;
+};
+struct entry *log_at(const struct sim_log *log, uint64_t index); /* NULL: not there */
+void log_append(struct sim_log *log, struct entry *const *entries, unsigned n); /* cuts at entries[0]->index first */
+void log_clear(struct sim_log *log);
+bool entry_same(const struct entry *a, const struct entry *b);
+
+/* --- A machine ------------------------------------------------------------------------------------------------------------------ */
+struct sim_disk {
+    uint64_t term, voted_for;    /* durable */
+    struct sim_log log;          /* durable */
+    struct log_batch *waiting;   /* handed over, not being written */
+    struct log_batch *flight;    /* being written: durable as a whole at the end of the flush */
+    struct log_batch *unsafe;    /* PLANT_ACK_BEFORE_DURABLE: what was reported too early */
+    uint64_t slow_until;
+    struct apply_batch *applying; /* handed to apply, in order */
+    bool apply_busy;
+    uint64_t told_at;            /* when the driver hears of the last batch that was run */
+    char dir[192];               /* the environment */
+    bool copied;                 /* dir/synced.mdb holds a synced copy */
+};
+
+enum slot_state { SLOT_SPARE, SLOT_ADDING, SLOT_MEMBER, SLOT_REMOVED };
+
+struct sim_node {
+    unsigned slot;
+    enum slot_state state;
+    uint64_t id; /* 0: none yet */
+    uint8_t uuid[NODE_UUID_LEN];
+    unsigned lives; /* how often the machine was wiped */
+    char host_port[64], cert_name[64], address[256];
+
+    bool up;
+    bool doomed;    /* dies at the end of the call that is being made */
+    bool failed;    /* the driver said so */
+    bool busy;      /* inside a node_*() call */
+    unsigned epoch; /* counts lives of the process */
+    uint64_t up_since, paused_until, resumed_at;
+    int drift;      /* thousandths by which its clock is fast */
+    uint64_t clock_base;
+    int64_t wall_skew_ms;
+    struct node *node;
+    struct store *store;
+    struct sim_disk disk;
+    struct sim_log log; /* what the driver handed to the log writer, written or not */
+
+    uint64_t tick_at;   /* world time; 0: none armed */
+    unsigned tick_gen;
+    bool flush_posted;
+    struct node_status status;
+    uint64_t commit_seen, term_seen, applied_seen;
+    bool was_leader;
+    struct sim_write *writes;
+    struct sim_read *reads;
+    struct sim_member *members;
+};
+
+/* A client's request at one node. Freed when the node has answered. */
+struct sim_write {
+    struct node_write w;
+    struct sim_node *node;
+    struct client *client;
+    uint64_t attempt, posted_at;
+    uint8_t *request;
+    struct sim_write *prev, *next;
+};
+struct sim_read {
+    struct node_read r;
+    struct sim_node *node;
+    struct client *client;
+    uint64_t attempt, posted_at;
+    uint64_t acked_before; /* highest index acknowledged to anybody before the read began */
+    bool granted;
+    uint64_t index; /* granted at */
+    unsigned name;
+    struct sim_read *prev, *next;
+};
+struct sim_member {
+    struct node_member_op m;
+    struct sim_node *node;
+    Raftdir__Cluster__MemberRequest request;
+    Raftdir__Cluster__Member member;
+    uint64_t posted_at;
+    unsigned slot; /* the machine that the change is about */
+    struct sim_member *prev, *next;
+};
+
+/* --- The world ------------------------------------------------------------------------------------------------------------------- */
+/* X(field, name in the totals) */
+#define SIM_STATS(X)                                                                                                              \
+    X(steps, "steps") X(frames, "frames") X(frames_lost, "lost") X(entries, "entries") X(commits, "commits") X(crashes, "crashes") \
+    X(crash_points, "crash_points") X(torn, "torn") X(rollbacks, "rollbacks") X(pauses, "pauses") X(io_errors, "io_errors")        \
+    X(partitions, "partitions") X(resets, "resets") X(elections, "elections") X(changes, "changes") X(transfers, "transfers")      \
+    X(writes, "writes") X(acks, "acks") X(refused, "refused") X(replays, "replays") X(uncertain, "uncertain")                      \
+    X(no_quorum, "no_quorum") X(expired, "expired") X(reads, "reads") X(linear_reads, "linearizable") X(verifies, "verifies")
+struct sim_stats {
+#define X(field, name) uint64_t field;
+    SIM_STATS(X)
+#undef X
+    uint64_t settle_ms; /* from the end of faults to convergence */
+    uint64_t hash;
+};
+
+struct sim_world {
+    struct sim_options options;
+    struct sim_config config;
+    struct sim_stats stats;
+    uint64_t now, started;
+    bool healing, stop;
+    struct sim_node nodes[SLOTS_MAX];
+    struct sim_node *by_id[IDS_MAX];
+    struct sim_log graves[IDS_MAX]; /* the logs of wiped members */
+    uint64_t id_max;
+};
+extern struct sim_world sim;
+
+/* --- sim_net.c: frames between nodes ------------------------------------------------------------------------------------------------ */
+void net_send(struct sim_node *from, uint64_t to, const uint8_t *frame, size_t len);
+void net_reset(const struct sim_node *n); /* the machine's connections break */
+void net_partition(void);                 /* cuts the machines into two groups, or some links one way */
+void net_isolate(const struct sim_node *n);
+void net_heal(void);
+
+/* --- sim_disk.c, sim_apply.c: log, term and vote, environment ------------------------------------------------------------------------ */
+void disk_init(struct sim_node *n);
+int disk_meta_write(struct sim_node *n, uint64_t term, uint64_t voted_for);
+void disk_log_write(struct sim_node *n, struct log_batch *batch);
+bool disk_has(uint64_t id, uint64_t index, uint64_t term); /* durable on the member of that id */
+void disk_crash(struct sim_node *n, bool power_loss);
+void disk_wipe(struct sim_node *n);
+void disk_close(struct sim_node *n);
+void apply_submit(struct sim_node *n, struct apply_batch *batch);
+void apply_open(struct sim_node *n);
+void apply_crash(struct sim_node *n, bool power_loss); /* closes the environment; may roll it back */
+void apply_sync(struct sim_node *n);                   /* keeps a synced copy */
+void apply_wipe(struct sim_node *n);
+
+/* --- sim_node.c: processes ----------------------------------------------------------------------------------------------------------- */
+void node_init(struct sim_node *n, unsigned slot);
+void node_new_identity(struct sim_node *n);
+void node_up(struct sim_node *n);
+void node_crash(struct sim_node *n, uint64_t restart_ms); /* 0: stays down */
+void node_pause(struct sim_node *n, uint64_t ms);
+uint64_t node_clock(const struct sim_node *n); /* its own monotonic milliseconds */
+/* Brackets around every call into the driver. */
+void node_enter(struct sim_node *n);
+void node_leave(struct sim_node *n);
+void node_flush_soon(struct sim_node *n);
+struct sim_node *node_random_up(void); /* NULL: none */
+struct sim_node *node_leader(void);    /* of the highest term; NULL: none */
+
+/* --- sim_fault.c, sim_admin.c, sim_client.c, sim_request.c ---------------------------------------------------------------------------- */
+void fault_config(void); /* lets the seed choose the configuration */
+void fault_start(void);
+void fault_heal(void);
+void admin_start(void);
+void admin_sweep(void); /* brings machines in line with the committed configuration */
+void admin_done(struct sim_member *m, const Raftdir__Cluster__MemberResult *result);
+void client_start(void);
+void client_stop(void); /* no new operations */
+bool client_idle(void);
+void client_write_at(struct sim_node *n); /* a fresh write that must succeed */
+unsigned client_fresh_done(void);
+void client_write_done(struct sim_write *w, int code, const uint8_t *result, size_t len);
+void client_read_done(struct sim_read *r, int code, uint64_t index);
+void client_reads_due(struct sim_node *n); /* the environment of n has moved on */
+void client_reads_lost(struct sim_node *n); /* its process is gone: reads that waited for the environment with it */
+void client_close(void);
+/* A random packed request; malloc'd. */
+uint8_t *request_random(const uint8_t op_id[OP_ID_LEN], uint64_t expires_ms, const char *identity, size_t *len_r);
+uint8_t *request_noop(const uint8_t op_id[OP_ID_LEN], uint64_t expires_ms, const char *identity, size_t *len_r);
+#define NAMES_MAX 256
+extern char request_names[NAMES_MAX][64]; /* all the names that requests are about */
+extern unsigned request_names_n;
+void request_init(void);
+/* Bit i of *touched_r: the operations may have changed request_names[i]. */
+void request_touched(const Raftdir__Log__Request *req, uint64_t touched_r[NAMES_MAX / 64]);
+
+/* --- sim_check.c: logs, terms, commits; sim_model.c: what the committed log means ------------------------------------------------------ */
+void check_init(void);
+void check_close(void);
+void check_first_entry(struct entry *e);
+void check_node(struct sim_node *n);                         /* after every call into the driver */
+void check_boot(struct sim_node *n, uint64_t term);
+void check_applied(struct sim_node *n, const struct apply_batch *batch);
+void check_to_apply(struct sim_node *n, const struct apply_batch *batch);
+void check_periodic(void);
+void check_final(void);
+void check_verify(struct sim_node *n);
+uint64_t check_committed(void); /* the highest index committed anywhere */
+const struct entry *check_entry(uint64_t index);
+void check_acked(uint64_t index);
+uint64_t check_acked_max(void);
+uint64_t check_acked_at(uint64_t time); /* the highest index acknowledged up to then */
+void check_converge_start(void);
+
+struct model_result {
+    uint8_t op_id[OP_ID_LEN];
+    uint64_t index;
+    int code;
+    unsigned applications; /* not replayed, not refused as expired: at most one */
+    uint8_t *result;       /* of the application, packed */
+    size_t result_len;
+};
+void model_init(void);
+void model_close(void);
+void model_advance(uint64_t index); /* applies the committed log up to there */
+void model_digest(uint64_t index, uint8_t digest_r[16]);
+const struct model_result *model_find(const uint8_t op_id[OP_ID_LEN]); /* NULL: never applied */
+uint64_t model_content(unsigned name, uint64_t index); /* hash of the mailbox at that index; 0: none */
+uint64_t content_hash(struct store_txn *txn, const char *name);
+size_t model_members(struct raft_configuration *conf_r); /* the committed configuration; close it */
+const struct apply_result *model_results(uint64_t index, size_t *n_r);
+
+/* --- sim_plant.c ------------------------------------------------------------------------------------------------------------------------ */
+enum plant plant_by_name(const char *name); /* PLANT_NONE: unknown */
+const char *plant_name(enum plant plant);
+void plant_list(void); /* name, checkers and description, one a line, tabs between */
+bool planted(enum plant plant);
+struct entry *plant_change_entry(const struct entry *e, const struct sim_node *n); /* a new reference; maybe to another entry. n NULL: the model */
+void plant_restore_results(struct apply_batch *batch);
+void plant_break_index(struct sim_node *n);
+
+#endif
