@@ -13,6 +13,9 @@
 #include <utlist.h>
 #include "node_internal.h"
 
+/* Until an entry of its own term is committed a leader doesn't know how far earlier leaders have committed: its state may be old. */
+#define COMMIT_UNKNOWN UINT64_MAX
+
 /* --- Freshness ------------------------------------------------------------------------------------------------------------ */
 
 /* Everything committed at `at_ms` is in the state once `index` is applied. */
@@ -105,7 +108,7 @@ static void probes_count(struct node *n)
     if (confirmed <= n->probe_confirmed)
         return;
     n->probe_confirmed = confirmed;
-    if (n->probes[confirmed % PROBE_RING].seq == confirmed)
+    if (n->probes[confirmed % PROBE_RING].seq == confirmed && n->probes[confirmed % PROBE_RING].commit != COMMIT_UNKNOWN)
         fresh_note(n, n->probes[confirmed % PROBE_RING].sent_ms, n->probes[confirmed % PROBE_RING].commit);
     struct read *r, *tmp;
     DL_FOREACH_SAFE(n->reads, r, tmp)
@@ -120,7 +123,7 @@ static void probe_send(struct node *n)
     struct read *r;
     n->probes[seq % PROBE_RING].seq = seq;
     n->probes[seq % PROBE_RING].sent_ms = n->now;
-    n->probes[seq % PROBE_RING].commit = n->commit;
+    n->probes[seq % PROBE_RING].commit = guard_current_term_committed(n->guard) ? n->commit : COMMIT_UNKNOWN;
     n->probe_sent_ms = n->now;
     if (guard_current_term_committed(n->guard))
         DL_FOREACH(n->reads, r)
@@ -172,7 +175,7 @@ void node_reads_freshness(struct node *n, uint64_t from, const Raftdir__Peer__Fr
     Raftdir__Peer__Frame f;
     Raftdir__Peer__FreshnessAck body = RAFTDIR__PEER__FRESHNESS_ACK__INIT;
     uint64_t age = node_reads_leader_age(n);
-    if (n->state != RAFT_LEADER || age == UINT64_MAX)
+    if (n->state != RAFT_LEADER || age == UINT64_MAX || !guard_current_term_committed(n->guard))
         return;
     node_frame_init(n, &f, from, RAFTDIR__PEER__FRAME__BODY_FRESHNESS_ACK);
     f.freshness_ack = &body;
