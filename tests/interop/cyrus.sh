@@ -1,0 +1,43 @@
+# cyrus.sh - Cyrus' own programs for the interop tests, without installing Cyrus (which would start its services).
+# shellcheck shell=bash disable=SC2154
+#
+# Where cyrus-common is installed its programs are used. Else the Debian packages are downloaded and unpacked below build/cyrus, once, and the programs
+# run from there with LD_LIBRARY_PATH.
+
+cyrus_root=""
+cyrus_find() {  # sets cyrus_root; 1 with a reason on stderr when there is none
+  [ ! -x /usr/lib/cyrus/bin/ctl_mboxlist ] || return 0
+  cyrus_root=$top/build/cyrus/root
+  [ ! -f "$top/build/cyrus/done" ] || return 0
+  local debs=$top/build/cyrus/debs deb
+  rm -rf "$top/build/cyrus"
+  mkdir -p "$debs/partial" "$cyrus_root"
+  # Only downloads, into our folder: no lock and no root needed.
+  apt-get install -qq -y --download-only --no-install-recommends -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o Dir::Cache::archives="$debs" \
+    cyrus-common >"$debs/log" 2>&1 || { tail -n 5 "$debs/log" >&2; return 1; }
+  for deb in "$debs"/*.deb; do
+    case $deb in */libc6_* | */debconf* | */passwd_* | */adduser_*) continue ;; esac
+    dpkg-deb -x "$deb" "$cyrus_root" || return 1
+  done
+  rm -rf "$debs"
+  touch "$top/build/cyrus/done"
+}
+cyrus_version() { local r=$cyrus_root; "$r/usr/lib/cyrus/bin/cyr_info" version 2>/dev/null || dpkg-query -W -f '${Version}\n' cyrus-common 2>/dev/null || echo unknown; }
+# A configuration with nothing in it but a mailbox list, in $1.
+cyrus_config() {
+  local dir=$1 p
+  mkdir -p "$dir/conf/db" "$dir/conf/proc" "$dir/conf/log" "$dir/spool"
+  {
+    printf 'configdirectory: %s/conf\ndefaultpartition: default\nadmins: cyrus\nservername: fe.test\nmboxlist_db: twoskip\n' "$dir"
+    for p in default p1 p2 p3 p4; do printf 'partition-%s: %s/spool\n' $p "$dir"; done
+  } >"$dir/imapd.conf"
+  if [ "$(id -u)" = 0 ]; then chown -R nobody "$dir"; fi
+}
+# Cyrus' programs give up root for $CYRUS_USER.
+cyrus() {  # cyrus DIR PROGRAM ARGUMENTS...
+  local dir=$1 program=$2 user libs; shift 2
+  user=$(id -un)
+  [ "$user" != root ] || user=nobody
+  libs=$(find "$cyrus_root/usr/lib" -maxdepth 2 -name 'lib*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd:)
+  CYRUS_USER=$user LD_LIBRARY_PATH=${cyrus_root:+$libs} "$cyrus_root/usr/lib/cyrus/bin/$program" -C "$dir/imapd.conf" "$@"
+}
