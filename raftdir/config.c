@@ -1,0 +1,382 @@
+/* config.c - see config.h.
+ *
+ * Every value is read as a string and checked by our own table, so that one place makes all messages. libconfuse calls the checks
+ * while it parses, when it knows the line; what spans keys (required ones, heartbeat against election timeout) is checked at the end. */
+#include "config.h"
+#include <arpa/inet.h>
+#include <confuse.h>
+#include <errno.h>
+#include <limits.h>
+#include <pwd.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "limits.h"
+#include "logger.h"
+
+enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_USER };
+
+struct key {
+    const char *name;
+    enum kind kind;
+    size_t offset; /* in struct config */
+    const char *preset;
+    unsigned long min, max;
+    bool required;
+};
+#define STR(field) offsetof(struct config, field)
+static const struct key keys[] = {
+    {"node_name", KIND_NAME, STR(node_name), NULL, 0, 0, true},
+    {"data_dir", KIND_PATH, STR(data_dir), NULL, 0, 0, true},
+    {"peer_listen", KIND_HOST_PORT, STR(peer_listen), NULL, 0, 0, true},
+    {"peer_advertise", KIND_HOST_PORT, STR(peer_advertise), NULL, 0, 0, false},
+    {"client_listen", KIND_HOST_PORT, STR(client_listen), NULL, 0, 0, false},
+    {"client_advertise", KIND_HOST_PORT, STR(client_advertise), NULL, 0, 0, false},
+    {"client_socket", KIND_PATH, STR(client_socket), NULL, 0, 0, false},
+    {"client_socket_mode", KIND_MODE, STR(client_socket_mode), "0660", 0, 0777, false},
+    {"tls_ca", KIND_PATH, STR(tls_ca), NULL, 0, 0, true},
+    {"tls_cert", KIND_PATH, STR(tls_cert), NULL, 0, 0, true},
+    {"tls_key", KIND_PATH, STR(tls_key), NULL, 0, 0, true},
+    {"run_as", KIND_USER, STR(run_as), NULL, 0, 0, false},
+    {"log_level", KIND_LEVEL, STR(log_level), "info", 0, 0, false},
+    {"service_threads", KIND_NUMBER, STR(service_threads), "1", 1, CONFIG_SERVICE_THREADS_MAX, false},
+    {"election_timeout_ms", KIND_NUMBER, STR(election_timeout_ms), NULL, 50, 60000, false},
+    {"heartbeat_ms", KIND_NUMBER, STR(heartbeat_ms), NULL, 10, 20000, false},
+};
+#define KEYS_N (sizeof keys / sizeof *keys)
+
+/* libconfuse's callbacks carry no pointer of ours. Configuration is read by one thread at a time (start, SIGHUP). */
+static struct parse {
+    struct config *config;
+    struct err *err;
+    bool seen[KEYS_N];
+    bool failed;
+} parse;
+
+/* The first error counts: those after it are mostly its echoes. */
+static void fail(cfg_t *cfg, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void fail(cfg_t *cfg, const char *fmt, ...)
+{
+    if (parse.failed)
+        return;
+    parse.failed = true;
+    char text[ERR_TEXT_LEN];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    err_set(parse.err, RAFTDIR_EINVAL, "%s:%d: %s", cfg->filename ? cfg->filename : "configuration", cfg->line, text);
+}
+
+static void on_error(cfg_t *cfg, const char *fmt, va_list ap)
+{
+    char text[ERR_TEXT_LEN], name[128];
+    vsnprintf(text, sizeof text, fmt, ap);
+    if (sscanf(text, "no such option '%127[^']", name) == 1)
+        fail(cfg, "%s: unknown key; remove it, or see raftdird.conf(5) for the keys that there are", name);
+    else if (sscanf(text, "found duplicate title '%127[^']", name) == 1)
+        fail(cfg, "allow \"%s\": given twice; keep one section for each identity", name);
+    else
+        fail(cfg, "%s; a line is KEY = \"VALUE\", or allow \"IDENTITY\" { role = \"ROLE\" }", text);
+}
+
+int config_host_port(const char *s, char host_r[CONFIG_HOST_LEN], char port_r[CONFIG_PORT_LEN], struct err *err)
+{
+    const char *host = s, *colon = strrchr(s, ':');
+    size_t host_len = colon ? (size_t)(colon - s) : 0;
+    if (!colon)
+        return err_set(err, RAFTDIR_EINVAL, "\"%s\" has no port; wanted \"host:port\" or \"[address]:port\"", s);
+    if (*host == '[') {
+        if (host_len < 2 || host[host_len - 1] != ']')
+            return err_set(err, RAFTDIR_EINVAL, "\"%s\" is not an address in brackets and a port; wanted \"[2001:db8::1]:port\"", s);
+        host++;
+        host_len -= 2;
+    } else if (memchr(host, ':', host_len)) {
+        return err_set(err, RAFTDIR_EINVAL, "\"%s\" has more than one colon; an IPv6 address goes in brackets: \"[2001:db8::1]:port\"", s);
+    }
+    if (host_len == 0 || host_len >= CONFIG_HOST_LEN)
+        return err_set(err, RAFTDIR_EINVAL, "\"%s\" has no host; wanted \"host:port\" (\"0.0.0.0:port\" listens on every address)", s);
+    if (strcspn(s, " \t/") != strlen(s))
+        return err_set(err, RAFTDIR_EINVAL, "\"%s\" has a space or a slash in it; wanted \"host:port\"", s);
+    char *end;
+    errno = 0;
+    unsigned long port = strtoul(colon + 1, &end, 10);
+    if (errno || *end || end == colon + 1 || colon[1] < '0' || colon[1] > '9' || port < 1 || port > 65535)
+        return err_set(err, RAFTDIR_EINVAL, "\"%s\" has no valid port; wanted a number from 1 to 65535 after the colon", s);
+    memcpy(host_r, host, host_len);
+    host_r[host_len] = '\0';
+    snprintf(port_r, CONFIG_PORT_LEN, "%lu", port);
+    return 0;
+}
+
+static int name_of_node_check(const char *s)
+{
+    size_t len = strlen(s);
+    return len > 0 && len <= 64 && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == len;
+}
+
+/* Checks one value and puts it into the configuration. */
+static int value_take(cfg_t *cfg, const struct key *key, const char *value)
+{
+    char *field = (char *)parse.config + key->offset;
+    struct err err;
+    char host[CONFIG_HOST_LEN], port[CONFIG_PORT_LEN], *end;
+    unsigned long number;
+    switch (key->kind) {
+    case KIND_NUMBER:
+    case KIND_MODE:
+        errno = 0;
+        number = strtoul(value, &end, key->kind == KIND_MODE ? 8 : 10);
+        if (errno || *end || *value < '0' || *value > '9' || number < key->min || number > key->max) {
+            if (key->kind == KIND_MODE)
+                fail(cfg, "%s: \"%s\" is not a file mode; wanted an octal number such as \"0660\"", key->name, value);
+            else
+                fail(cfg, "%s: \"%s\" is not a number that is allowed here; wanted %lu to %lu", key->name, value, key->min, key->max);
+            return -1;
+        }
+        if (key->kind == KIND_MODE)
+            *(mode_t *)(void *)field = (mode_t)number;
+        else
+            *(unsigned *)(void *)field = (unsigned)number;
+        return 0;
+    case KIND_LEVEL:
+        if (logger_level_parse(value) < 0) {
+            fail(cfg, "%s: \"%s\" is no level; wanted error, warn, info or debug", key->name, value);
+            return -1;
+        }
+        *(int *)(void *)field = logger_level_parse(value);
+        return 0;
+    case KIND_HOST_PORT:
+        if (*value && config_host_port(value, host, port, &err) != 0) {
+            fail(cfg, "%s: %s", key->name, err.text);
+            return -1;
+        }
+        break;
+    case KIND_NAME:
+        if (!name_of_node_check(value)) {
+            fail(cfg, "%s: \"%s\" is no node name; wanted 1 to 64 letters, digits, '.', '-' and '_'", key->name, value);
+            return -1;
+        }
+        break;
+    case KIND_PATH:
+        if (*value && *value != '/') {
+            fail(cfg, "%s: \"%s\" is not an absolute path; wanted one that starts with '/'", key->name, value);
+            return -1;
+        }
+        if (key->offset == STR(client_socket) && strlen(value) > 107) {
+            fail(cfg, "%s: the path is longer than the 107 bytes that a Unix socket's address holds; wanted a shorter one", key->name);
+            return -1;
+        }
+        break;
+    case KIND_USER:
+        errno = 0;
+        if (*value && !getpwnam(value)) {
+            if (errno == 0 || errno == ENOENT || errno == ESRCH)
+                fail(cfg, "%s: there is no user \"%s\" on this machine; create it (adduser --system), or name another", key->name, value);
+            else
+                fail(cfg, "%s: can't look up the user \"%s\": %s", key->name, value, strerror(errno));
+            return -1;
+        }
+        break;
+    case KIND_TEXT:
+        break;
+    }
+    char **text = (char **)(void *)field;
+    char *copy = strdup(value);
+    if (!copy) {
+        fail(cfg, "%s: out of memory", key->name);
+        return -1;
+    }
+    free(*text);
+    *text = copy;
+    return 0;
+}
+
+static int on_key(cfg_t *cfg, cfg_opt_t *opt)
+{
+    for (size_t i = 0; i < KEYS_N; i++) {
+        if (strcmp(keys[i].name, cfg_opt_name(opt)) != 0)
+            continue;
+        if (parse.seen[i]) {
+            fail(cfg, "%s: given twice; keep one of the lines", keys[i].name);
+            return -1;
+        }
+        parse.seen[i] = true;
+        const char *value = cfg_opt_getnstr(opt, 0);
+        return value_take(cfg, &keys[i], value ? value : "");
+    }
+    return -1;
+}
+
+static int on_role(cfg_t *cfg, cfg_opt_t *opt)
+{
+    const char *value = cfg_opt_getnstr(opt, 0);
+    if (value && access_role_parse(value) >= 0)
+        return 0;
+    fail(cfg, "role: \"%s\" is no role; wanted \"read\", \"backend\" or \"admin\"", value ? value : "");
+    return -1;
+}
+
+static int on_allow(cfg_t *cfg, cfg_opt_t *opt)
+{
+    cfg_t *sec = cfg_opt_getnsec(opt, cfg_opt_size(opt) - 1);
+    const char *who = cfg_title(sec), *role = cfg_getstr(sec, "role"), *server = cfg_getstr(sec, "server");
+    char *end;
+    bool ok = false;
+    if (strncmp(who, "cert:", 5) == 0) {
+        ok = who[5] != '\0' && strlen(who) < IDENTITY_LEN_MAX;
+    } else if (strncmp(who, "unix:", 5) == 0) {
+        strtoul(who + 5, &end, 10);
+        ok = strcmp(who + 5, "*") == 0 || (who[5] >= '0' && who[5] <= '9' && *end == '\0');
+    }
+    if (!ok) {
+        fail(cfg, "allow \"%s\": no identity; wanted \"cert:NAME\", \"cert:*\", \"unix:UID\" (a number) or \"unix:*\"", who);
+        return -1;
+    }
+    if (!role) {
+        fail(cfg, "allow \"%s\": role is missing; wanted role = \"read\", \"backend\" or \"admin\"", who);
+        return -1;
+    }
+    if (server && access_role_parse(role) != ACCESS_BACKEND) {
+        fail(cfg, "allow \"%s\": server binds a backend; remove it, or make role \"backend\"", who);
+        return -1;
+    }
+    if (server && (!*server || strlen(server) > SERVER_LEN_MAX)) {
+        fail(cfg, "allow \"%s\": server: wanted 1 to %d bytes, as Cyrus' servername", who, SERVER_LEN_MAX);
+        return -1;
+    }
+    struct config *c = parse.config;
+    struct access_rule *rules = realloc(c->allow, (c->allow_n + 1) * sizeof *rules);
+    if (!rules)
+        goto no_memory;
+    c->allow = rules;
+    struct access_rule *rule = &rules[c->allow_n];
+    rule->role = (enum access_role)access_role_parse(role);
+    rule->who = strdup(who);
+    rule->server = server ? strdup(server) : NULL;
+    c->allow_n++;
+    if (rule->who && (!server || rule->server))
+        return 0;
+no_memory:
+    fail(cfg, "allow \"%s\": out of memory", who);
+    return -1;
+}
+
+static int presets(struct config *c, cfg_t *cfg)
+{
+    for (size_t i = 0; i < KEYS_N; i++)
+        if (keys[i].preset && value_take(cfg, &keys[i], keys[i].preset) != 0)
+            return -1;
+    for (size_t i = 0; i < KEYS_N; i++) {
+        char **text = (char **)(void *)((char *)c + keys[i].offset);
+        if (keys[i].kind != KIND_NUMBER && keys[i].kind != KIND_MODE && keys[i].kind != KIND_LEVEL && !*text && !(*text = strdup("")))
+            return -1;
+    }
+    c->election_timeout_ms = ELECTION_TIMEOUT_MS;
+    c->heartbeat_ms = HEARTBEAT_MS;
+    return 0;
+}
+
+/* What no single key shows. */
+static int whole_check(struct config *c, const char *path, struct err *err)
+{
+    for (size_t i = 0; i < KEYS_N; i++)
+        if (keys[i].required && !parse.seen[i])
+            return err_set(err, RAFTDIR_EINVAL, "%s: %s is missing; add a line %s = \"...\" (see raftdird.conf(5))", path, keys[i].name, keys[i].name);
+    for (size_t i = 0; i < KEYS_N; i++)
+        if (keys[i].required && !**(char **)(void *)((char *)c + keys[i].offset))
+            return err_set(err, RAFTDIR_EINVAL, "%s: %s is empty; give it a value (see raftdird.conf(5))", path, keys[i].name);
+    if (!*c->client_listen && !*c->client_socket)
+        return err_set(err, RAFTDIR_EINVAL, "%s: neither client_listen nor client_socket is set: nobody could reach this node; set one or both", path);
+    if (c->heartbeat_ms * 2 > c->election_timeout_ms)
+        return err_set(err, RAFTDIR_EINVAL,
+                       "%s: heartbeat_ms %u is too long for election_timeout_ms %u; wanted at most half of it (a fifth is usual)", path,
+                       c->heartbeat_ms, c->election_timeout_ms);
+    struct {
+        char **text;
+        const char *from;
+    } defaults[] = {{&c->peer_advertise, c->peer_listen}, {&c->client_advertise, c->client_listen}};
+    for (size_t i = 0; i < 2; i++) {
+        if (**defaults[i].text)
+            continue;
+        char *copy = strdup(defaults[i].from);
+        if (!copy)
+            return err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
+        free(*defaults[i].text);
+        *defaults[i].text = copy;
+    }
+    static const char *const any[] = {"0.0.0.0:", "[::]:"};
+    for (size_t i = 0; i < 2; i++)
+        if (strncmp(c->peer_advertise, any[i], strlen(any[i])) == 0)
+            return err_set(err, RAFTDIR_EINVAL,
+                           "%s: peer_advertise is \"%s\", which no other node can connect to; set it to the address at which the others reach this one",
+                           path, c->peer_advertise);
+    return 0;
+}
+
+int config_load(const char *path, struct config **config_r, struct err *err)
+{
+    cfg_opt_t allow[] = {CFG_STR("role", NULL, CFGF_NONE), CFG_STR("server", NULL, CFGF_NONE), CFG_END()};
+    cfg_opt_t opts[KEYS_N + 2];
+    memset(opts, 0, sizeof opts);
+    for (size_t i = 0; i < KEYS_N; i++) {
+        cfg_opt_t opt = CFG_STR(keys[i].name, NULL, CFGF_NONE);
+        opts[i] = opt;
+    }
+    cfg_opt_t sec = CFG_SEC("allow", allow, CFGF_MULTI | CFGF_TITLE | CFGF_NO_TITLE_DUPES);
+    opts[KEYS_N] = sec;
+    cfg_opt_t end = CFG_END();
+    opts[KEYS_N + 1] = end;
+
+    int rc;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return err_set(err, RAFTDIR_EINVAL, "%s: can't be read: %s; give the configuration file's path with -c", path, strerror(errno));
+    struct config *c = calloc(1, sizeof *c);
+    cfg_t *cfg = cfg_init(opts, CFGF_NONE);
+    if (!c || !cfg || !(cfg->filename = strdup(path))) {
+        rc = err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
+        goto out;
+    }
+    memset(&parse, 0, sizeof parse);
+    parse.config = c;
+    parse.err = err;
+    cfg_set_error_function(cfg, on_error);
+    for (size_t i = 0; i < KEYS_N; i++)
+        cfg_set_validate_func(cfg, keys[i].name, on_key);
+    cfg_set_validate_func(cfg, "allow", on_allow);
+    cfg_set_validate_func(cfg, "allow|role", on_role);
+    if (presets(c, cfg) != 0)
+        rc = err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
+    else if (cfg_parse_fp(cfg, f) != CFG_SUCCESS || parse.failed)
+        rc = parse.failed ? RAFTDIR_EINVAL : err_set(err, RAFTDIR_EINVAL, "%s: can't be parsed", path);
+    else
+        rc = whole_check(c, path, err);
+out:
+    fclose(f);
+    if (cfg)
+        cfg_free(cfg);
+    if (rc == 0)
+        *config_r = c;
+    else
+        config_destroy(&c);
+    return rc;
+}
+
+void config_destroy(struct config **config)
+{
+    struct config *c = *config;
+    *config = NULL;
+    if (!c)
+        return;
+    for (size_t i = 0; i < KEYS_N; i++)
+        if (keys[i].kind != KIND_NUMBER && keys[i].kind != KIND_MODE && keys[i].kind != KIND_LEVEL)
+            free(*(char **)(void *)((char *)c + keys[i].offset));
+    for (size_t i = 0; i < c->allow_n; i++) {
+        free(c->allow[i].who);
+        free(c->allow[i].server);
+    }
+    free(c->allow);
+    free(c);
+}

@@ -1,0 +1,35 @@
+/* config.h - raftdird.conf, read with libconfuse and checked: raftdird.conf(5) is the reference.
+ *
+ * An error names file, line and key, and says what is wrong and what would be right. Unknown keys and keys given twice are refused. */
+#ifndef RAFTDIR_CONFIG_H
+#define RAFTDIR_CONFIG_H
+#include <stddef.h>
+#include <sys/types.h>
+#include "access.h"
+#include "err.h"
+
+#define CONFIG_SERVICE_THREADS_MAX 64
+#define CONFIG_HOST_LEN 256
+#define CONFIG_PORT_LEN 8
+
+/* All strings are owned and never NULL; "" where the key was left out. */
+struct config {
+    char *node_name, *data_dir;
+    char *peer_listen, *peer_advertise, *client_listen, *client_advertise; /* "host:port" */
+    char *client_socket;
+    mode_t client_socket_mode;
+    char *tls_ca, *tls_cert, *tls_key;
+    char *run_as;
+    int log_level;
+    unsigned service_threads, election_timeout_ms, heartbeat_ms;
+    struct access_rule *allow;
+    size_t allow_n;
+};
+
+/* RAFTDIR_EINVAL with a text that is fit to be shown as it is. */
+int config_load(const char *path, struct config **config_r, struct err *err);
+void config_destroy(struct config **config);
+/* "host:port" or "[v6]:port" into its parts. */
+int config_host_port(const char *s, char host_r[CONFIG_HOST_LEN], char port_r[CONFIG_PORT_LEN], struct err *err);
+
+#endif

@@ -1,0 +1,67 @@
+/* daemon.h - one running raftdird: what its threads share, and who may touch what. README.md draws the picture.
+ *
+ * main thread        signals, reload, the order of starting and stopping
+ * consensus thread   struct node, peers; opens the log and the state when the node becomes a member (thread_consensus.c)
+ * log thread         seglog_write (thread_log.c)
+ * apply thread       the only writer of the store (thread_apply.c)
+ * service threads    client connections and reads (thread_service.c, srv_client*.c)
+ * libuv's pool       verify, name resolution */
+#ifndef RAFTDIR_DAEMON_H
+#define RAFTDIR_DAEMON_H
+#include <openssl/ssl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <uv.h>
+#include "access.h"
+#include "config.h"
+#include "datadir.h"
+#include "err.h"
+#include "mem.h"
+#include "seglog.h"
+#include "shared.h"
+#include "store.h"
+
+struct consensus;
+struct service;
+
+struct daemon {
+    const char *config_path;
+    /* Replaced by a reload, under the mutex; the generation says that the rules may have changed. */
+    pthread_mutex_t config_mutex;
+    struct config *config;
+    SSL_CTX *tls;
+    _Atomic unsigned rules_generation;
+
+    uid_t own_uid;
+    char cert_name[256];
+    uint8_t uuid[NODE_UUID_LEN];
+    uint64_t started_ms;
+
+    struct datadir *datadir; /* consensus thread only, once it runs */
+    struct shared shared;
+    /* Set by the consensus thread before the phase becomes SHARED_RUNNING, closed by main after all threads have ended. */
+    struct store *store;
+    struct seglog *log;
+
+    struct consensus *consensus;
+    struct service **services;
+    unsigned services_n;
+    _Atomic unsigned clients;  /* connections, of all service threads */
+    _Atomic bool verify_runs;  /* one at a time */
+
+    uv_loop_t loop;
+    uv_async_t wake;
+    _Atomic int exit_code;
+    _Atomic bool stop_wanted;
+    _Atomic bool services_closing; /* the consensus thread has ended: connections may close */
+};
+
+/* Stops the daemon in order, from any thread. The first code other than EXIT_ORDERLY stays. */
+void daemon_stop(struct daemon *d, int exit_code);
+/* The role of a connection, by the rules as they are now. cert_name NULL: a Unix socket's uid. */
+int daemon_access(struct daemon *d, const char *cert_name, uid_t uid, struct access *access_r, struct err *err);
+/* The context for new connections; give it back with SSL_CTX_free. */
+SSL_CTX *daemon_tls(struct daemon *d);
+
+#endif

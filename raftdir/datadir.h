@@ -1,0 +1,44 @@
+/* datadir.h - the data directory: who this node is, and where its log and state are. I/O.
+ *
+ *   lock       held (flock) while a daemon runs
+ *   IDENTITY   text, checksummed, replaced atomically: the node's UUID and, once it is part of a cluster, which, as whom, and whom to talk to first
+ *   CURRENT -> gen-1/{state,log}   a symbolic link
+ *
+ * Invariant: gen-N belongs to the node only if IDENTITY names a cluster, which is written last, when everything in gen-N is durable. So whatever
+ * a crash leaves of a bootstrap or an adoption is a leftover that datadir_prepare removes, and never half a member. On the other side, a member
+ * whose log is gone is refused: it would have forgotten its votes. */
+#ifndef RAFTDIR_DATADIR_H
+#define RAFTDIR_DATADIR_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "err.h"
+#include "node.h"
+
+struct datadir_identity {
+    uint8_t uuid[NODE_UUID_LEN];
+    uint64_t cluster_id; /* 0: not part of a cluster yet; then nothing below counts */
+    uint64_t incarnation;
+    uint64_t node_id;
+    struct node_peer members[MEMBERS_MAX]; /* as adopted; empty after a bootstrap. id, role, host_port, cert_name, uuid */
+    size_t members_n;
+};
+
+struct datadir;
+
+/* Creates it when it is absent or empty. RAFTDIR_EBUSY: another daemon runs in it; RAFTDIR_EVERSION; RAFTDIR_ECORRUPT; RAFTDIR_EINVAL: something else is in it. */
+int datadir_open(const char *path, struct datadir **datadir_r, struct err *err);
+void datadir_close(struct datadir **datadir);
+const struct datadir_identity *datadir_identity(const struct datadir *d);
+/* For a node that isn't a member yet: removes what an interrupted attempt left, makes an empty, durable gen-1 and CURRENT. */
+int datadir_prepare(struct datadir *d, struct err *err);
+/* Makes it a member: durable on return. The log and state in gen-1 must be so already. uuid is ignored: it stays. */
+int datadir_join(struct datadir *d, const struct datadir_identity *identity, struct err *err);
+/* For a member: is what it must have there? RAFTDIR_ECORRUPT with what to do. */
+int datadir_check(struct datadir *d, struct err *err);
+/* Paths through the generation that was current at the call. */
+int datadir_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
+
+/* Tests only: called before each step that a crash could fall before; not 0: stop there, as a crash would. */
+extern int (*datadir_step_hook)(const char *step);
+
+#endif

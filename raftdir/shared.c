@@ -1,0 +1,108 @@
+/* shared.c - see shared.h. */
+#include "shared.h"
+#include <stdio.h>
+#include <string.h>
+#include <uv.h>
+
+uint64_t shared_now_ms(void)
+{
+    return uv_hrtime() / 1000000;
+}
+
+int shared_init(struct shared *s)
+{
+    memset(s, 0, sizeof *s);
+    s->view.status.age_ms = UINT64_MAX;
+    s->view.status.role = -1;
+    return err_from_errno(pthread_mutex_init(&s->mutex, NULL));
+}
+
+void shared_close(struct shared *s)
+{
+    pthread_mutex_destroy(&s->mutex);
+}
+
+void shared_view_get(struct shared *s, struct shared_view *view_r)
+{
+    pthread_mutex_lock(&s->mutex);
+    *view_r = s->view;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_details_get(struct shared *s, struct shared_details *details_r)
+{
+    pthread_mutex_lock(&s->mutex);
+    *details_r = s->details;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static uint64_t since(const struct shared_view *view, uint64_t now_ms)
+{
+    return now_ms > view->taken_ms ? now_ms - view->taken_ms : 0;
+}
+
+uint64_t shared_age_ms(const struct shared_view *view, uint64_t now_ms)
+{
+    if (view->status.age_ms == UINT64_MAX)
+        return UINT64_MAX;
+    return view->status.age_ms + since(view, now_ms);
+}
+
+uint64_t shared_log_time_ms(const struct shared_view *view, uint64_t now_ms)
+{
+    return view->status.log_time_ms + since(view, now_ms);
+}
+
+void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->view.phase = phase;
+    if (why)
+        snprintf(s->details.failure, sizeof s->details.failure, "%s", why);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarnation, uint64_t node_id)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->view.cluster_id = cluster_id;
+    s->view.incarnation = incarnation;
+    s->view.node_id = node_id;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_status_set(struct shared *s, const struct node_status *status, uint64_t now_ms)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->view.status = *status;
+    s->view.taken_ms = now_ms;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+/* A member keeps its endpoint when the list changes around it. */
+void shared_members_set(struct shared *s, const struct node_peer *members, size_t n)
+{
+    if (n > MEMBERS_MAX)
+        n = MEMBERS_MAX;
+    pthread_mutex_lock(&s->mutex);
+    struct shared_details *d = &s->details;
+    char endpoints[MEMBERS_MAX][256];
+    memset(endpoints, 0, sizeof endpoints);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < d->members_n; k++)
+            if (d->members[k].id == members[i].id)
+                memcpy(endpoints[i], d->endpoints[k], sizeof endpoints[i]);
+    memcpy(d->endpoints, endpoints, sizeof endpoints);
+    memcpy(d->members, members, n * sizeof *members);
+    d->members_n = n;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint)
+{
+    pthread_mutex_lock(&s->mutex);
+    for (size_t i = 0; i < s->details.members_n; i++)
+        if (s->details.members[i].id == id)
+            snprintf(s->details.endpoints[i], sizeof s->details.endpoints[i], "%s", endpoint ? endpoint : "");
+    pthread_mutex_unlock(&s->mutex);
+}

@@ -1,0 +1,61 @@
+/* shared.h - what the daemon's threads tell each other without messages: the node's status as the consensus thread last saw it, and what apply has published.
+ *
+ * The consensus thread writes the status at least every SHARED_REFRESH_MS; readers add the time since, so that the age of a node whose
+ * consensus thread hangs, or that is cut off, grows. Readers take copies. Lock order: nothing else is taken under this mutex. */
+#ifndef RAFTDIR_SHARED_H
+#define RAFTDIR_SHARED_H
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include "node.h"
+#include "store.h"
+
+#define SHARED_REFRESH_MS 50
+
+enum shared_phase {
+    SHARED_UNCONFIGURED = 0, /* no part of a cluster: Hello, Status, Bootstrap, Adopt only */
+    SHARED_RUNNING,
+    SHARED_FAILED,   /* divergence or corruption: Hello and Status only */
+    SHARED_REMOVED,  /* no member any more: Hello and Status only */
+    SHARED_STOPPING, /* local reads still go on */
+};
+
+/* What every answer needs. */
+struct shared_view {
+    enum shared_phase phase;
+    uint64_t cluster_id, incarnation, node_id;
+    struct node_status status;
+    uint64_t taken_ms; /* monotonic; when `status` was true */
+};
+/* The rest, for Status and Hello. */
+struct shared_details {
+    char failure[ERR_TEXT_LEN];
+    struct node_peer members[MEMBERS_MAX];
+    size_t members_n;
+    char endpoints[MEMBERS_MAX][256]; /* client endpoints, "" when not known; by member */
+};
+
+struct shared {
+    pthread_mutex_t mutex;
+    struct shared_view view;
+    struct shared_details details;
+    _Atomic uint64_t published; /* applied index of the last commit: a reader that begins now sees at least this */
+};
+
+uint64_t shared_now_ms(void); /* monotonic; the clock of everything in the daemon */
+
+int shared_init(struct shared *s);
+void shared_close(struct shared *s);
+void shared_view_get(struct shared *s, struct shared_view *view_r);
+void shared_details_get(struct shared *s, struct shared_details *details_r);
+/* Age of the state and log time at `now`, from a view taken earlier. UINT64_MAX: unknown. */
+uint64_t shared_age_ms(const struct shared_view *view, uint64_t now_ms);
+uint64_t shared_log_time_ms(const struct shared_view *view, uint64_t now_ms);
+/* Writers. */
+void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why); /* why: NULL keeps what there is */
+void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarnation, uint64_t node_id);
+void shared_status_set(struct shared *s, const struct node_status *status, uint64_t now_ms);
+void shared_members_set(struct shared *s, const struct node_peer *members, size_t n);
+void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint);
+
+#endif

@@ -1,0 +1,153 @@
+/* srv_client.h - the client protocol (proto/client.proto) on a service thread. Private to thread_service.c and srv_client*.c.
+ *
+ * srv_client.c         connections: Hello, limits, requests by id, answers
+ * srv_client_read.c    levels: waiting for a state that a request may be answered from; lookup, my_rights, barrier
+ * srv_client_list.c    list and visible: streams of rows
+ * srv_client_row.c     a mailbox as the protocol's row
+ * srv_client_write.c   writes: role, check, packing, outcome
+ * srv_client_admin.c   member, bootstrap, adopt, verify
+ * srv_client_status.c  status
+ *
+ * A request is in exactly one state and, apart from CALL and VERIFY, dies with its connection; those two are somebody else's until they come back. */
+#ifndef RAFTDIR_SRV_CLIENT_H
+#define RAFTDIR_SRV_CLIENT_H
+#include <uthash.h>
+#include <utlist.h>
+#include "client.pb-c.h"
+#include "conn.h"
+#include "daemon.h"
+#include "inbox.h"
+#include "thread_consensus.h"
+
+#define SRV_TICK_MS 50            /* deadlines and progress are looked at this often */
+#define SRV_CHUNK_LEN (256u << 10) /* a chunk of rows ends beyond this */
+
+enum request_state {
+    REQUEST_NEW = 1,
+    REQUEST_CALL,     /* at the consensus thread */
+    REQUEST_WAIT,     /* for `wait_index` to be published */
+    REQUEST_BLOCKED,  /* answerable, but the client doesn't read what it has */
+    REQUEST_RUNNABLE, /* a stream that may go on */
+    REQUEST_CREDIT,   /* a stream that waits for credit */
+    REQUEST_VERIFY,   /* in the pool */
+};
+
+struct verify;
+struct request {
+    UT_hash_handle hh; /* in client->requests */
+    uint64_t id;
+    struct client *client; /* NULL: gone */
+    struct service *service;
+    Raftdir__Client__ToNode *msg;
+    enum request_state state;
+    struct request *prev, *next; /* in the list of its state: WAIT and RUNNABLE of the service, BLOCKED of the client */
+    uint64_t deadline_ms, wait_index;
+    struct consensus_call call;
+    uint8_t *packed; /* a write's request */
+    bool linearized; /* a write whose location was looked up in a state that is not older than the request */
+    /* streams */
+    struct store_scan *scan;
+    bool visible;
+    uint64_t rows_left;
+    uint32_t credit;
+    struct verify *verify;
+    struct datadir_identity *adopt;
+};
+
+struct client {
+    struct client *prev, *next;
+    struct service *service;
+    struct conn *conn;
+    bool local; /* Unix socket */
+    uid_t uid;
+    unsigned rules_generation;
+    struct access access;
+    bool greeted, backed_up;
+    struct request *requests; /* by id */
+    struct request *blocked;
+};
+
+struct service {
+    struct daemon *d;
+    unsigned number;
+    uv_loop_t loop;
+    uv_thread_t thread;
+    struct inbox inbox;
+    uv_async_t publication;
+    uv_tcp_t tcp;
+    uv_pipe_t pipe;
+    bool has_tcp, has_pipe;
+    uv_timer_t tick;
+    uv_idle_t turn; /* active while a stream may go on */
+    struct store_txn *txn; /* reset between uses */
+    struct client *clients;
+    struct request *waiting, *runnable;
+    _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */
+    unsigned calls, verifies;     /* requests that are somebody else's now */
+    struct verify *verify_list;
+    bool stopping, closed;
+};
+
+/* thread_service.c */
+void srv_turn_start(struct service *s); /* srv_list_turn from the next turn on, while streams are runnable */
+
+/* srv_client.c */
+extern const struct conn_events srv_client_events;
+void srv_client_accepted(struct service *s, struct conn *c, bool local);
+void srv_request_free(struct request *r);
+/* Answers. `f` needs only what is particular: the rest (version, id, incarnation, log time, age) is filled in. The request goes on with `more`, ends without. */
+void srv_answer(struct request *r, Raftdir__Client__FromNode *f);
+void srv_fail(struct request *r, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void srv_fail_err(struct request *r, int code, const struct err *err);
+bool srv_client_backed_up(struct client *c);
+void srv_client_backed_up_set(struct client *c);
+void srv_request_block(struct request *r);
+void srv_consensus_call(struct request *r, enum consensus_kind kind);
+void srv_consensus_done(struct request *r);
+
+/* srv_client_read.c */
+void srv_read_begin(struct request *r);
+void srv_read_called(struct request *r);
+void srv_read_linearize(struct request *r);
+void srv_read_ready(struct request *r); /* answer now, from the published state */
+void srv_wait_published(struct service *s);
+void srv_wait_expired(struct service *s, uint64_t now);
+void srv_wait_for_set(struct service *s);
+/* The service's read transaction, renewed; index_r: the state's. Give it back with srv_txn_done. */
+int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err);
+void srv_txn_done(struct service *s);
+
+/* srv_client_list.c */
+void srv_list_begin(struct request *r);
+void srv_list_credit(struct request *r, uint32_t rows);
+void srv_list_resume(struct request *r);
+void srv_list_turn(struct service *s);
+
+/* srv_client_row.c: memory that a chunk of rows needs, freed at once. */
+struct srv_rows {
+    Raftdir__Client__Rows rows;
+    Raftdir__Client__Row **pointers;
+    size_t n, size;
+    size_t len; /* rough size of what is in it */
+};
+void srv_rows_init(struct srv_rows *rows);
+void srv_rows_add(struct srv_rows *rows, const struct store_mailbox *m, const acl_rights *rights); /* rights: NULL allowed */
+void srv_rows_free(struct srv_rows *rows);
+
+/* srv_client_write.c */
+void srv_write_begin(struct request *r);
+void srv_write_done(struct request *r);
+
+/* srv_client_admin.c */
+void srv_member_begin(struct request *r);
+void srv_member_done(struct request *r);
+void srv_make_begin(struct request *r); /* bootstrap, adopt */
+void srv_make_done(struct request *r);
+void srv_verify_begin(struct request *r);
+void srv_verify_progress(struct service *s);
+
+/* srv_client_status.c */
+void srv_status(struct request *r);
+void srv_hello(struct request *r);
+
+#endif

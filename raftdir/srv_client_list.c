@@ -1,0 +1,177 @@
+/* srv_client_list.c - list and visible: rows in chunks, each from a read transaction of its own that ends with the chunk; the position in between is a name.
+ *
+ * A stream is RUNNABLE (it gets one chunk a loop turn, round robin with the other streams, after the lookups of that turn), CREDIT (the client
+ * has to ask for more) or BLOCKED (the client hasn't taken what it got). Each chunk states the index that it was read from: rows of
+ * one list may be of different indexes, each row is whole. */
+#include <stdlib.h>
+#include <string.h>
+#include "logger.h"
+#include "name.h"
+#include "srv_client.h"
+
+static void make_runnable(struct request *r)
+{
+    r->state = REQUEST_RUNNABLE;
+    DL_APPEND(r->service->runnable, r);
+    srv_turn_start(r->service);
+}
+
+void srv_list_resume(struct request *r)
+{
+    make_runnable(r);
+}
+
+void srv_list_credit(struct request *r, uint32_t rows)
+{
+    if (!r->scan)
+        return;
+    uint64_t credit = (uint64_t)r->credit + rows;
+    r->credit = credit < LIST_CREDIT_MAX ? (uint32_t)credit : LIST_CREDIT_MAX;
+    if (r->state == REQUEST_CREDIT && r->credit)
+        make_runnable(r);
+}
+
+static bool text_check(struct request *r, const char *what, const char *s, size_t max)
+{
+    if (!s || strlen(s) <= max)
+        return true;
+    srv_fail(r, RAFTDIR_ETOOBIG, "%s is longer than %zu bytes", what, max);
+    return false;
+}
+
+static int list_scan(struct request *r, struct err *err)
+{
+    const Raftdir__Client__List *q = r->msg->list;
+    struct store_filter filter = {.prefix = q->prefix, .pattern = q->pattern, .server = q->server, .partition = q->partition, .reserved = q->reserved};
+    return store_list_begin(&filter, q->after && *q->after ? q->after : NULL, &r->scan, err);
+}
+
+static int visible_scan(struct request *r, struct err *err)
+{
+    const Raftdir__Client__Visible *q = r->msg->visible;
+    struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
+    const char *letters = q->rights && *q->rights ? q->rights : "l";
+    acl_rights rights;
+    int rc = acl_rights_parse(letters, strlen(letters), &rights, err);
+    if (rc != 0)
+        return rc;
+    r->visible = true;
+    return store_visible_begin(&who, rights, q->pattern && *q->pattern ? q->pattern : "*", q->after && *q->after ? q->after : NULL, &r->scan, err);
+}
+
+void srv_list_begin(struct request *r)
+{
+    struct err err = {0};
+    uint32_t credit;
+    uint64_t limit;
+    int rc;
+    if (r->msg->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_LIST) {
+        const Raftdir__Client__List *q = r->msg->list;
+        if (!text_check(r, "prefix", q->prefix, NAME_KEY_LEN_MAX) || !text_check(r, "pattern", q->pattern, 2 * NAME_KEY_LEN_MAX) ||
+            !text_check(r, "server", q->server, SERVER_LEN_MAX) || !text_check(r, "partition", q->partition, PARTITION_LEN_MAX) ||
+            !text_check(r, "after", q->after, NAME_KEY_LEN_MAX))
+            return;
+        credit = q->credit;
+        limit = q->limit;
+        rc = list_scan(r, &err);
+    } else {
+        const Raftdir__Client__Visible *q = r->msg->visible;
+        if (!text_check(r, "user", q->user, IDENTIFIER_LEN_MAX) || !text_check(r, "pattern", q->pattern, 2 * NAME_KEY_LEN_MAX) ||
+            !text_check(r, "after", q->after, NAME_KEY_LEN_MAX))
+            return;
+        if (q->n_groups > USER_GROUPS_MAX) {
+            srv_fail(r, RAFTDIR_ETOOBIG, "%zu groups; at most %d are allowed", q->n_groups, USER_GROUPS_MAX);
+            return;
+        }
+        for (size_t i = 0; i < q->n_groups; i++)
+            if (!text_check(r, "group", q->groups[i], IDENTIFIER_LEN_MAX))
+                return;
+        credit = q->credit;
+        limit = q->limit;
+        rc = visible_scan(r, &err);
+    }
+    if (rc != 0) {
+        srv_fail_err(r, rc, &err);
+        return;
+    }
+    r->credit = !credit ? LIST_CREDIT_DEFAULT : credit < LIST_CREDIT_MAX ? credit : LIST_CREDIT_MAX;
+    r->rows_left = limit ? limit : UINT64_MAX;
+    make_runnable(r);
+}
+
+/* Rows up to the bounds of a chunk. 0: there may be more; RAFTDIR_ENOTFOUND: that was the end. */
+static int chunk_read(struct request *r, struct srv_rows *rows, struct store_meta *meta, struct err *err)
+{
+    int rc = srv_txn(r->service, meta, err);
+    if (rc != 0)
+        return rc;
+    while (rc == 0 && rows->n < LIST_CHUNK_ROWS && rows->len < SRV_CHUNK_LEN && r->credit) {
+        struct store_mailbox m;
+        acl_rights rights = 0;
+        rc = store_scan_next(r->scan, r->service->txn, &m, r->visible ? &rights : NULL, err);
+        if (rc != 0)
+            break;
+        srv_rows_add(rows, &m, r->visible ? &rights : NULL);
+        r->credit--;
+        if (--r->rows_left == 0)
+            rc = RAFTDIR_ENOTFOUND;
+    }
+    store_scan_release(r->scan);
+    srv_txn_done(r->service);
+    return rc;
+}
+
+static void chunk(struct request *r)
+{
+    struct srv_rows rows;
+    struct store_meta meta;
+    struct store_counters counters;
+    struct err err = {0};
+    srv_rows_init(&rows);
+    int rc = chunk_read(r, &rows, &meta, &err);
+    if (rc != 0 && rc != RAFTDIR_ENOTFOUND) {
+        if (rc == RAFTDIR_ECORRUPT)
+            logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s; run raftdirctl verify, and rebuild this node from its peers", err.text);
+        srv_rows_free(&rows);
+        srv_fail_err(r, rc, &err);
+        return;
+    }
+    store_scan_counters(r->scan, &counters);
+    rows.rows.has_touched = rows.rows.has_skips = true;
+    rows.rows.touched = counters.touched;
+    rows.rows.skips = counters.skips;
+    Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
+    f.has_index = true;
+    f.index = meta.applied_index;
+    f.has_more = f.more = rc == 0;
+    f.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS;
+    f.rows = &rows.rows;
+    bool more = rc == 0;
+    if (!more || rows.n)
+        srv_answer(r, &f);
+    srv_rows_free(&rows);
+    if (!more)
+        return;
+    if (srv_client_backed_up(r->client)) {
+        srv_request_block(r);
+    } else if (!r->credit) {
+        r->state = REQUEST_CREDIT;
+    } else {
+        make_runnable(r);
+    }
+}
+
+void srv_list_turn(struct service *s)
+{
+    struct request *r = s->runnable;
+    if (!r)
+        return;
+    DL_DELETE(s->runnable, r);
+    r->state = REQUEST_NEW;
+    if (srv_client_backed_up(r->client)) {
+        srv_client_backed_up_set(r->client);
+        srv_request_block(r);
+        return;
+    }
+    chunk(r);
+}

@@ -1,0 +1,281 @@
+/* srv_client_read.c - reads: first a state that is new enough for the level, then the answer from one read transaction.
+ *
+ * LOCAL: at once. SESSION: once min_index is published. LINEARIZABLE: the consensus thread confirms with a quorum and gives an index, then as SESSION.
+ * Failures: another incarnation: EFOREIGN; no quorum: ENOQUORUM; not published in time: ETIMEDOUT. Never "not found" for any of them. */
+#include <stdlib.h>
+#include <string.h>
+#include "logger.h"
+#include "name.h"
+#include "srv_client.h"
+
+/* --- Waiting ------------------------------------------------------------------------------------------------------------------ */
+
+void srv_wait_for_set(struct service *s)
+{
+    uint64_t lowest = UINT64_MAX;
+    struct request *r;
+    DL_FOREACH(s->waiting, r)
+        if (r->wait_index < lowest)
+            lowest = r->wait_index;
+    atomic_store(&s->waiting_for, lowest);
+}
+
+static void wait_for(struct request *r, uint64_t index)
+{
+    struct service *s = r->service;
+    r->wait_index = index;
+    if (atomic_load(&s->d->shared.published) >= index) {
+        srv_read_ready(r);
+        return;
+    }
+    r->state = REQUEST_WAIT;
+    DL_APPEND(s->waiting, r);
+    if (index < atomic_load(&s->waiting_for))
+        atomic_store(&s->waiting_for, index);
+    /* Published between the look and the store: apply may not have seen that somebody waits. */
+    if (atomic_load(&s->d->shared.published) >= index)
+        srv_wait_published(s);
+}
+
+/* Unlinked first, answered after: an answer may change the list. */
+static void waiting_take(struct service *s, struct request **taken, uint64_t published, uint64_t expired_before)
+{
+    struct request *r, *next;
+    DL_FOREACH_SAFE(s->waiting, r, next) {
+        if (r->wait_index > published && r->deadline_ms >= expired_before)
+            continue;
+        DL_DELETE(s->waiting, r);
+        r->state = REQUEST_NEW;
+        DL_APPEND(*taken, r);
+    }
+    srv_wait_for_set(s);
+}
+
+void srv_wait_published(struct service *s)
+{
+    struct request *taken = NULL, *r, *next;
+    waiting_take(s, &taken, atomic_load(&s->d->shared.published), 0);
+    DL_FOREACH_SAFE(taken, r, next) {
+        DL_DELETE(taken, r);
+        srv_read_ready(r);
+    }
+}
+
+void srv_wait_expired(struct service *s, uint64_t now)
+{
+    struct request *taken = NULL, *r, *next;
+    if (!s->waiting)
+        return;
+    uint64_t published = atomic_load(&s->d->shared.published);
+    waiting_take(s, &taken, published, now);
+    DL_FOREACH_SAFE(taken, r, next) {
+        DL_DELETE(taken, r);
+        if (r->wait_index <= published)
+            srv_read_ready(r);
+        else
+            srv_fail(r, RAFTDIR_ETIMEDOUT, "this node's state is at index %llu, the request wants %llu: it is behind; ask another node, or again with more time",
+                     (unsigned long long)published, (unsigned long long)r->wait_index);
+    }
+}
+
+void srv_read_linearize(struct request *r)
+{
+    srv_consensus_call(r, CONSENSUS_READ);
+}
+
+void srv_read_begin(struct request *r)
+{
+    const Raftdir__Client__ToNode *m = r->msg;
+    struct shared_view view;
+    shared_view_get(&r->service->d->shared, &view);
+    if (m->has_min_index && m->has_incarnation && m->incarnation != view.incarnation) {
+        srv_fail(r, RAFTDIR_EFOREIGN, "the index is of incarnation %llu, this cluster's is %llu: it was restored or recovered; begin a new session",
+                 (unsigned long long)m->incarnation, (unsigned long long)view.incarnation);
+        return;
+    }
+    switch (m->has_level ? m->level : RAFTDIR__CLIENT__READ_LEVEL__LOCAL) {
+    case RAFTDIR__CLIENT__READ_LEVEL__LINEARIZABLE:
+        srv_read_linearize(r);
+        break;
+    case RAFTDIR__CLIENT__READ_LEVEL__SESSION:
+        wait_for(r, m->has_min_index ? m->min_index : 0);
+        break;
+    case RAFTDIR__CLIENT__READ_LEVEL__LOCAL:
+        wait_for(r, m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER && m->has_min_index ? m->min_index : 0);
+        break;
+    default:
+        srv_fail(r, RAFTDIR_EUNSUPPORTED, "unknown read level %d; this node knows local, session and linearizable", (int)m->level);
+        break;
+    }
+}
+
+void srv_read_called(struct request *r)
+{
+    uint64_t index = r->call.index;
+    switch (r->call.code) {
+    case 0:
+        if (r->msg->has_min_index && r->msg->min_index > index)
+            index = r->msg->min_index;
+        wait_for(r, index);
+        break;
+    case RAFTDIR_ECANCELED:
+        srv_fail(r, RAFTDIR_EUNAVAIL, "this node is stopping: ask another");
+        break;
+    case RAFTDIR_ENOQUORUM:
+        srv_fail(r, RAFTDIR_ENOQUORUM, "no quorum: this node can't confirm its state with a majority; level local answers with what it has, and says how old that is");
+        break;
+    default:
+        srv_fail(r, r->call.code, "%s", r->call.err.text);
+        break;
+    }
+}
+
+/* --- Answering ------------------------------------------------------------------------------------------------------------------- */
+
+int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err)
+{
+    int rc = s->txn ? store_read_renew(s->txn, err) : store_read_begin(s->d->store, &s->txn, err);
+    if (rc != 0)
+        return rc;
+    if ((rc = store_meta_get(s->txn, meta_r, err)) != 0)
+        store_read_reset(s->txn);
+    return rc;
+}
+
+void srv_txn_done(struct service *s)
+{
+    store_read_reset(s->txn);
+}
+
+static int lookup(struct service *s, const Raftdir__Client__Lookup *l, struct store_mailbox *m, struct err *err)
+{
+    char name[NAME_LEN_MAX + 1];
+    int rc;
+    switch (l->by_case) {
+    case RAFTDIR__CLIENT__LOOKUP__BY_NAME:
+        if ((rc = name_check(l->name, strlen(l->name), err)) != 0)
+            return rc;
+        return store_lookup(s->txn, l->name, strlen(l->name), m, err);
+    case RAFTDIR__CLIENT__LOOKUP__BY_UNIQUEID:
+        if (strlen(l->uniqueid) > UNIQUEID_LEN_MAX)
+            return err_set(err, RAFTDIR_ETOOBIG, "the uniqueid is longer than %d bytes", UNIQUEID_LEN_MAX);
+        return store_lookup_uniqueid(s->txn, l->uniqueid, strlen(l->uniqueid), m, err);
+    case RAFTDIR__CLIENT__LOOKUP__BY_USER:
+        if ((rc = name_of_user(l->user, name, err)) != 0)
+            return rc;
+        return store_lookup(s->txn, name, strlen(name), m, err);
+    default:
+        return err_set(err, RAFTDIR_EINVAL, "lookup by what? name, uniqueid or user");
+    }
+}
+
+static void answer_row(struct request *r, const struct store_meta *meta, const struct store_mailbox *m, const acl_rights *rights)
+{
+    struct srv_rows rows;
+    srv_rows_init(&rows);
+    srv_rows_add(&rows, m, rights);
+    srv_txn_done(r->service);
+    Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
+    f.has_index = true;
+    f.index = meta->applied_index;
+    f.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS;
+    f.rows = &rows.rows;
+    srv_answer(r, &f);
+    srv_rows_free(&rows);
+}
+
+/* "Not there" carries the index as well: it is an answer about a state. */
+static void answer_not_found(struct request *r, const struct store_meta *meta, int code, const struct err *err)
+{
+    srv_txn_done(r->service);
+    if (code == RAFTDIR_ECORRUPT)
+        logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s; run raftdirctl verify, and rebuild this node from its peers", err->text);
+    Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
+    f.code = code;
+    f.message = (char *)(uintptr_t)(*err->text ? err->text : err_text(code));
+    f.has_index = true;
+    f.index = meta->applied_index;
+    srv_answer(r, &f);
+}
+
+static void answer_lookup(struct request *r)
+{
+    struct store_meta meta;
+    struct store_mailbox m;
+    struct err err = {0};
+    int rc = srv_txn(r->service, &meta, &err);
+    if (rc != 0) {
+        srv_fail_err(r, rc, &err);
+        return;
+    }
+    rc = lookup(r->service, r->msg->lookup, &m, &err);
+    if (rc != 0)
+        answer_not_found(r, &meta, rc, &err);
+    else
+        answer_row(r, &meta, &m, NULL);
+}
+
+static void answer_my_rights(struct request *r)
+{
+    const Raftdir__Client__MyRights *q = r->msg->my_rights;
+    struct store_meta meta;
+    struct store_mailbox m;
+    struct err err = {0};
+    if (q->n_groups > USER_GROUPS_MAX) {
+        srv_fail(r, RAFTDIR_ETOOBIG, "%zu groups; at most %d are allowed", q->n_groups, USER_GROUPS_MAX);
+        return;
+    }
+    int rc = srv_txn(r->service, &meta, &err);
+    if (rc != 0) {
+        srv_fail_err(r, rc, &err);
+        return;
+    }
+    if ((rc = name_check(q->name, strlen(q->name), &err)) == 0)
+        rc = store_lookup(r->service->txn, q->name, strlen(q->name), &m, &err);
+    if (rc != 0) {
+        answer_not_found(r, &meta, rc, &err);
+        return;
+    }
+    struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
+    acl_rights rights = acl_eval(m.acl.s, m.acl.len, &who);
+    answer_row(r, &meta, &m, &rights);
+}
+
+static void answer_barrier(struct request *r)
+{
+    Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
+    f.has_index = true;
+    f.index = atomic_load(&r->service->d->shared.published);
+    srv_answer(r, &f);
+}
+
+void srv_read_ready(struct request *r)
+{
+    if (srv_client_backed_up(r->client)) {
+        srv_client_backed_up_set(r->client);
+        srv_request_block(r);
+        return;
+    }
+    switch (r->msg->body_case) {
+    case RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP:
+        answer_lookup(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_MY_RIGHTS:
+        answer_my_rights(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_LIST:
+    case RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE:
+        srv_list_begin(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_VERIFY:
+        srv_verify_begin(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_WRITE:
+        r->linearized = true;
+        srv_write_begin(r);
+        break;
+    default:
+        answer_barrier(r);
+        break;
+    }
+}

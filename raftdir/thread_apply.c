@@ -1,0 +1,216 @@
+/* thread_apply.c - see thread_apply.h.
+ *
+ * Happy path: push -> what is queued becomes one batch (up to APPLY_BATCH_ENTRIES) -> apply_batch_run: one commit -> published -> applied.
+ * No space: nothing was applied; the batch is tried again every second, reads go on, an alarm is in the log.
+ * Any other error: the batch goes back with it, and nothing more is applied: the state may not go its own way. */
+#include "thread_apply.h"
+#include <pthread.h>
+#include <raft.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "logger.h"
+#include "mem.h"
+
+struct apply_thread {
+    struct store *store;
+    uint64_t self_id;
+    struct apply_thread_ops ops;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    struct apply_batch *head, **tail;
+    bool stopping;
+    /* the thread's own */
+    uint64_t configuration_index;
+    bool broken;
+};
+
+int apply_thread_removed(struct store *store, uint64_t self_id, bool *removed_r, struct err *err)
+{
+    struct store_txn *txn;
+    struct store_meta meta;
+    const uint8_t *data;
+    size_t len;
+    uint64_t index;
+    *removed_r = false;
+    int rc = store_read_begin(store, &txn, err);
+    if (rc != 0)
+        return rc;
+    if ((rc = store_meta_get(txn, &meta, err)) != 0 || (rc = store_configuration_get(txn, &data, &len, &index, err)) != 0 || len == 0 ||
+        meta.member_id_max < self_id)
+        goto end_txn;
+    struct raft_configuration c;
+    struct raft_buffer buf = {(void *)(uintptr_t)data, len};
+    if (raft_configuration_decode(&buf, &c) != 0) {
+        rc = err_set(err, RAFTDIR_ECORRUPT, "the applied configuration doesn't decode");
+        goto end_txn;
+    }
+    *removed_r = true;
+    for (unsigned i = 0; i < c.n; i++)
+        if (c.servers[i].id == self_id)
+            *removed_r = false;
+    raft_configuration_close(&c);
+end_txn:
+    store_read_end(&txn);
+    return rc;
+}
+
+/* Takes all that is queued, up to the bound, as one list. */
+static struct apply_batch *take(struct apply_thread *t)
+{
+    struct apply_batch *list = t->head, *last = list;
+    unsigned n = list->n;
+    while (last->next && n + last->next->n <= APPLY_BATCH_ENTRIES) {
+        last = last->next;
+        n += last->n;
+    }
+    t->head = last->next;
+    if (!t->head)
+        t->tail = &t->head;
+    last->next = NULL;
+    return list;
+}
+
+/* One batch with the entries of all in the list, which is destroyed. */
+static struct apply_batch *merge(struct apply_batch *list)
+{
+    if (!list->next)
+        return list;
+    unsigned n = 0;
+    for (struct apply_batch *b = list; b; b = b->next)
+        n += b->n;
+    struct entry **entries = mem_alloc(n * sizeof *entries);
+    n = 0;
+    for (struct apply_batch *b = list; b; b = b->next) {
+        memcpy(entries + n, b->entries, b->n * sizeof *entries);
+        n += b->n;
+    }
+    struct apply_batch *all = apply_batch_create(entries, n);
+    free(entries);
+    if (!all)
+        mem_exhausted("apply");
+    while (list) {
+        struct apply_batch *b = list;
+        list = b->next;
+        apply_batch_destroy(&b);
+    }
+    return all;
+}
+
+static bool pause_a_second(struct apply_thread *t)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec++;
+    pthread_mutex_lock(&t->mutex);
+    while (!t->stopping && pthread_cond_timedwait(&t->cond, &t->mutex, &until) == 0)
+        ;
+    bool stop = t->stopping;
+    pthread_mutex_unlock(&t->mutex);
+    return stop;
+}
+
+/* false: stopped while there was no space. */
+static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
+{
+    bool alarmed = false, removed = false;
+    for (;;) {
+        batch->status = 0;
+        memset(&batch->err, 0, sizeof batch->err);
+        apply_batch_run(t->store, batch);
+        if (batch->status != RAFTDIR_ENOSPC)
+            break;
+        if (!alarmed)
+            logger_line(LOGGER_ERROR, "apply", "ALARM: no space for the state (%s): this node's state stands still, reads go on; make room on data_dir's disk", batch->err.text);
+        else
+            logger_limited(LOGGER_ERROR, "apply", "ALARM: still no space for the state");
+        alarmed = true;
+        if (pause_a_second(t)) {
+            apply_batch_destroy(&batch);
+            return false;
+        }
+    }
+    if (batch->status == 0) {
+        if (alarmed)
+            logger_line(LOGGER_WARN, "apply", "there is space again: applying goes on");
+        t->ops.published(t->ops.data, &batch->meta);
+        if (batch->meta.configuration_index != t->configuration_index) {
+            t->configuration_index = batch->meta.configuration_index;
+            batch->status = apply_thread_removed(t->store, t->self_id, &removed, &batch->err);
+        }
+    }
+    if (batch->status != 0)
+        t->broken = true;
+    t->ops.applied(t->ops.data, batch, removed);
+    return true;
+}
+
+static void *run(void *arg)
+{
+    struct apply_thread *t = arg;
+    for (;;) {
+        pthread_mutex_lock(&t->mutex);
+        while ((!t->head || t->broken) && !t->stopping)
+            pthread_cond_wait(&t->cond, &t->mutex);
+        struct apply_batch *list = t->stopping ? NULL : take(t);
+        pthread_mutex_unlock(&t->mutex);
+        if (!list || !run_batch(t, merge(list)))
+            return NULL;
+    }
+}
+
+int apply_thread_start(struct store *store, uint64_t self_id, const struct apply_thread_ops *ops, struct apply_thread **thread_r, struct err *err)
+{
+    struct apply_thread *t = mem_calloc(1, sizeof *t);
+    pthread_condattr_t attr;
+    t->store = store;
+    t->self_id = self_id;
+    t->ops = *ops;
+    t->tail = &t->head;
+    pthread_mutex_init(&t->mutex, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&t->cond, &attr);
+    pthread_condattr_destroy(&attr);
+    int rc = pthread_create(&t->thread, NULL, run, t);
+    if (rc != 0) {
+        pthread_cond_destroy(&t->cond);
+        pthread_mutex_destroy(&t->mutex);
+        free(t);
+        return err_set(err, err_from_errno(rc), "can't start the apply thread: too many threads?");
+    }
+    *thread_r = t;
+    return 0;
+}
+
+void apply_thread_push(struct apply_thread *t, struct apply_batch *batch)
+{
+    batch->next = NULL;
+    pthread_mutex_lock(&t->mutex);
+    *t->tail = batch;
+    t->tail = &batch->next;
+    pthread_cond_signal(&t->cond);
+    pthread_mutex_unlock(&t->mutex);
+}
+
+void apply_thread_stop(struct apply_thread **thread)
+{
+    struct apply_thread *t = *thread;
+    *thread = NULL;
+    if (!t)
+        return;
+    pthread_mutex_lock(&t->mutex);
+    t->stopping = true;
+    pthread_cond_signal(&t->cond);
+    pthread_mutex_unlock(&t->mutex);
+    pthread_join(t->thread, NULL);
+    while (t->head) {
+        struct apply_batch *b = t->head;
+        t->head = b->next;
+        apply_batch_destroy(&b);
+    }
+    pthread_cond_destroy(&t->cond);
+    pthread_mutex_destroy(&t->mutex);
+    free(t);
+}

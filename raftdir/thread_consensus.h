@@ -1,0 +1,53 @@
+/* thread_consensus.h - the consensus thread: a libuv loop that owns struct node and the peers, and makes this node a member (bootstrap, adopt, restart). */
+#ifndef RAFTDIR_THREAD_CONSENSUS_H
+#define RAFTDIR_THREAD_CONSENSUS_H
+#include "daemon.h"
+#include "inbox.h"
+#include "node.h"
+
+enum consensus_kind {
+    CONSENSUS_WRITE = 1,
+    CONSENSUS_READ,
+    CONSENSUS_MEMBER,
+    CONSENSUS_BOOTSTRAP,
+    CONSENSUS_ADOPT,
+    CONSENSUS_RELOAD, /* the rest are the daemon's own */
+    CONSENSUS_STOP,
+    CONSENSUS_LOG_DONE,
+    CONSENSUS_APPLY_DONE,
+};
+struct consensus_msg {
+    struct inbox_msg link; /* first */
+    enum consensus_kind kind;
+};
+
+/* A request of a service thread, embedded by it, alive until it comes back through `reply_to`; which stays open until the consensus thread has ended. */
+struct consensus_call {
+    struct consensus_msg msg; /* first */
+    union {
+        struct node_write write;
+        struct node_read read;
+        struct node_member_op member;
+        const struct datadir_identity *adopt; /* borrowed */
+    } u;
+    struct inbox *reply_to;
+    struct inbox_msg reply;
+    /* The outcome. */
+    int code;
+    struct err err;     /* text may be empty */
+    uint64_t index;     /* read */
+    uint8_t *result;    /* write: packed raftdir.log.Result; member: packed MemberResult. malloc'd, the caller's */
+    size_t result_len;
+};
+
+/* Opens what there is on disk, if the node is a member, and starts the thread. */
+int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err *err);
+/* Never fails: after the stop the call comes back with RAFTDIR_ECANCELED. */
+void consensus_submit(struct consensus *c, struct consensus_call *call);
+/* New certificates: takes a reference. */
+void consensus_reload(struct consensus *c, SSL_CTX *tls);
+/* Transfers leadership, ends every call, joins the thread. Store and log stay open; calls may still be submitted. */
+void consensus_stop(struct consensus *c);
+void consensus_destroy(struct consensus **consensus); /* when no service thread runs any more */
+
+#endif

@@ -1,0 +1,19 @@
+/* thread_log.h - the log writer: group-commits what the consensus thread gives it, in order, and tells it when it is durable. */
+#ifndef RAFTDIR_THREAD_LOG_H
+#define RAFTDIR_THREAD_LOG_H
+#include "node.h"
+#include "seglog.h"
+
+struct log_thread;
+struct log_thread_ops {
+    void *data;
+    /* Both on the log thread. The batches (a list by `next`) are given back; status is 0 or what made the log give up for good. */
+    void (*written)(void *data, struct log_batch *batches, int status);
+    void (*broken)(void *data, int code, const char *why); /* once, before the `written` that carries it */
+};
+int log_thread_start(struct seglog *log, const struct log_thread_ops *ops, struct log_thread **thread_r, struct err *err);
+void log_thread_push(struct log_thread *t, struct log_batch *batch); /* given */
+/* Writes what is queued, unless the disk is full or broken, and ends. */
+void log_thread_stop(struct log_thread **thread);
+
+#endif
