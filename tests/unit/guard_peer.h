@@ -15,6 +15,9 @@
 #include <cmocka.h>
 #include "raftdir/guard.h"
 
+/* Not every test program uses all of these. */
+#define PEER_FN __attribute__((unused)) static
+
 #define PEER_LOG_MAX 4096
 #define PEER_OUT_MAX 512
 #define ELECTION_MS 1000
@@ -45,6 +48,7 @@ struct peer {
     unsigned flags;      /* all update flags since they were last zeroed */
     int fail_next;       /* on_update returns this once */
     unsigned updates;
+    const void *last_buf; /* the first entry's, as handed to on_update */
     struct raft_snapshot_metadata installed; /* of the last UPDATE_SNAPSHOT, without its configuration */
 };
 
@@ -55,7 +59,7 @@ static raft_time now = 1000;
 #define CHILD_CHECK_FAILED 99
 static bool in_child;
 
-static void check_failed(const char *file, int line, const char *what, long long a, long long b)
+PEER_FN void check_failed(const char *file, int line, const char *what, long long a, long long b)
 {
     fprintf(stderr, "%s:%d: %s (%lld, %lld)\n", file, line, what, a, b);
     if (in_child)
@@ -67,7 +71,7 @@ static void check_failed(const char *file, int line, const char *what, long long
 #define CHECK_EQ(a, b) check_eq(__FILE__, __LINE__, #a " == " #b, (long long)(a), (long long)(b))
 #define CHECK_STR(a, b) (strcmp(a, b) == 0 ? (void)0 : check_failed(__FILE__, __LINE__, a, 0, 1))
 
-static void check_eq(const char *file, int line, const char *what, long long a, long long b)
+PEER_FN void check_eq(const char *file, int line, const char *what, long long a, long long b)
 {
     if (a != b)
         check_failed(file, line, what, a, b);
@@ -85,15 +89,25 @@ __attribute__((noinline, no_sanitize("address", "undefined"))) static void poiso
         below[i] = 0x7f;
 }
 
+static int step_error;      /* the next step ends with this, without a step */
+static unsigned heap_fails; /* the n-th allocation from now on fails; 0: none does */
+
 int __wrap_raft_step(struct raft *r, struct raft_event *event, struct raft_update *update)
 {
+    if (step_error) {
+        int rv = step_error;
+        step_error = 0;
+        return rv;
+    }
     poison_stack();
     return __real_raft_step(r, event, update);
 }
 
-static void *heap_malloc(void *data, size_t size)
+PEER_FN void *heap_malloc(void *data, size_t size)
 {
     (void)data;
+    if (heap_fails && --heap_fails == 0)
+        return NULL;
     size_t *p = calloc(1, size + HEAP_PAD + 16);
     if (!p)
         return NULL;
@@ -101,19 +115,19 @@ static void *heap_malloc(void *data, size_t size)
     return (char *)p + 16;
 }
 
-static void heap_free(void *data, void *p)
+PEER_FN void heap_free(void *data, void *p)
 {
     (void)data;
     if (p)
         free((char *)p - 16);
 }
 
-static void *heap_calloc(void *data, size_t n, size_t size)
+PEER_FN void *heap_calloc(void *data, size_t n, size_t size)
 {
     return heap_malloc(data, n * size);
 }
 
-static void *heap_realloc(void *data, void *p, size_t size)
+PEER_FN void *heap_realloc(void *data, void *p, size_t size)
 {
     void *q = heap_malloc(data, size);
     if (q && p) {
@@ -124,13 +138,13 @@ static void *heap_realloc(void *data, void *p, size_t size)
     return q;
 }
 
-static void *heap_aligned_alloc(void *data, size_t alignment, size_t size)
+PEER_FN void *heap_aligned_alloc(void *data, size_t alignment, size_t size)
 {
     (void)data;
     return aligned_alloc(alignment, size);
 }
 
-static void heap_aligned_free(void *data, size_t alignment, void *p)
+PEER_FN void heap_aligned_free(void *data, size_t alignment, void *p)
 {
     (void)data;
     (void)alignment;
@@ -141,7 +155,7 @@ static struct raft_heap heap = {NULL, heap_malloc, heap_free, heap_calloc, heap_
 
 /* --- Configurations, written "1v 2v 3s" ------------------------------------------------------------------------------------------ */
 
-static void conf_parse(const char *text, struct raft_configuration *c)
+PEER_FN void conf_parse(const char *text, struct raft_configuration *c)
 {
     raft_configuration_init(c);
     while (*text) {
@@ -154,7 +168,7 @@ static void conf_parse(const char *text, struct raft_configuration *c)
     }
 }
 
-static struct raft_buffer conf_encode(const char *text)
+PEER_FN struct raft_buffer conf_encode(const char *text)
 {
     struct raft_configuration c;
     struct raft_buffer raft, copy;
@@ -168,7 +182,7 @@ static struct raft_buffer conf_encode(const char *text)
     return copy;
 }
 
-static const char *conf_text(const struct raft_configuration *c)
+PEER_FN const char *conf_text(const struct raft_configuration *c)
 {
     static char text[256];
     size_t len = 0;
@@ -181,7 +195,7 @@ static const char *conf_text(const struct raft_configuration *c)
 /* --- Entries ------------------------------------------------------------------------------------------------------------------- */
 
 /* `payload` is the configuration's text for a CHANGE. */
-static struct raft_entry entry_make(raft_term term, enum raft_entry_type type, const char *payload)
+PEER_FN struct raft_entry entry_make(raft_term term, enum raft_entry_type type, const char *payload)
 {
     struct raft_entry e;
     memset(&e, 0, sizeof e);
@@ -196,7 +210,7 @@ static struct raft_entry entry_make(raft_term term, enum raft_entry_type type, c
     return e;
 }
 
-static struct raft_entry entry_copy(const struct raft_entry *e)
+PEER_FN struct raft_entry entry_copy(const struct raft_entry *e)
 {
     struct raft_entry copy = *e;
     copy.batch = NULL;
@@ -205,7 +219,7 @@ static struct raft_entry entry_copy(const struct raft_entry *e)
     return copy;
 }
 
-static void log_cut(struct peer *p, raft_index index)
+PEER_FN void log_cut(struct peer *p, raft_index index)
 {
     while (p->log_n && p->base + p->log_n >= index)
         free(p->log[--p->log_n].buf.base);
@@ -213,25 +227,25 @@ static void log_cut(struct peer *p, raft_index index)
         p->stored_n = p->log_n;
 }
 
-static void log_push(struct peer *p, struct raft_entry e)
+PEER_FN void log_push(struct peer *p, struct raft_entry e)
 {
     CHECK(p->log_n < PEER_LOG_MAX);
     p->log[p->log_n++] = e;
 }
 
-static const struct raft_entry *log_at(const struct peer *p, raft_index index)
+PEER_FN const struct raft_entry *log_at(const struct peer *p, raft_index index)
 {
     return index > p->base && index <= p->base + p->log_n ? &p->log[index - p->base - 1] : NULL;
 }
 
-static raft_index last_index(const struct peer *p)
+PEER_FN raft_index last_index(const struct peer *p)
 {
     return p->base + p->log_n;
 }
 
 /* --- Messages ------------------------------------------------------------------------------------------------------------------ */
 
-static void sent_free(struct sent *s)
+PEER_FN void sent_free(struct sent *s)
 {
     for (unsigned i = 0; s->entries && i < s->m.append_entries.n_entries; i++)
         free(s->entries[i].buf.base);
@@ -239,19 +253,19 @@ static void sent_free(struct sent *s)
     memset(s, 0, sizeof *s);
 }
 
-static void out_remove(struct peer *p, unsigned i)
+PEER_FN void out_remove(struct peer *p, unsigned i)
 {
     memmove(&p->out[i], &p->out[i + 1], (p->out_n - i - 1) * sizeof p->out[0]);
     p->out_n--;
 }
 
-static void out_clear(struct peer *p)
+PEER_FN void out_clear(struct peer *p)
 {
     while (p->out_n)
         sent_free(&p->out[--p->out_n]);
 }
 
-static void out_push(struct peer *p, const struct raft_message *m)
+PEER_FN void out_push(struct peer *p, const struct raft_message *m)
 {
     CHECK(p->out_n < PEER_OUT_MAX);
     struct sent *s = &p->out[p->out_n++];
@@ -272,7 +286,7 @@ static void out_push(struct peer *p, const struct raft_message *m)
 
 /* --- The driver ---------------------------------------------------------------------------------------------------------------- */
 
-static int peer_on_update(void *data, const struct raft_update *u)
+PEER_FN int peer_on_update(void *data, const struct raft_update *u)
 {
     struct peer *p = data;
     p->updates++;
@@ -292,6 +306,7 @@ static int peer_on_update(void *data, const struct raft_update *u)
             p->wild = true;
             return 0;
         }
+        p->last_buf = u->entries.batch[0].buf.base;
         log_cut(p, u->entries.index);
         CHECK_EQ(u->entries.index, last_index(p) + 1);
         for (unsigned i = 0; i < u->entries.n; i++)
@@ -307,22 +322,22 @@ static int peer_on_update(void *data, const struct raft_update *u)
     return 0;
 }
 
-static const struct raft_entry *peer_entry_at(void *data, raft_index index)
+PEER_FN const struct raft_entry *peer_entry_at(void *data, raft_index index)
 {
     return log_at(data, index);
 }
 
-static raft_index peer_applied_index(void *data)
+PEER_FN raft_index peer_applied_index(void *data)
 {
     return ((struct peer *)data)->applied;
 }
 
-static raft_term peer_applied_term(void *data)
+PEER_FN raft_term peer_applied_term(void *data)
 {
     return ((struct peer *)data)->applied_term;
 }
 
-static void peer_create(struct peer *p)
+PEER_FN void peer_create(struct peer *p)
 {
     struct guard_options o = {.id = p->id, .address = "self", .seed = (unsigned)p->id * 7919, .election_timeout_ms = ELECTION_MS,
                               .heartbeat_ms = BEAT_MS, .max_inflight_entries = 64, .off = p->off};
@@ -335,7 +350,7 @@ static void peer_create(struct peer *p)
 }
 
 /* From the log and the term that are on the disk; everything is applied again. */
-static void peer_start(struct peer *p)
+PEER_FN void peer_start(struct peer *p)
 {
     struct err err;
     peer_create(p);
@@ -346,7 +361,7 @@ static void peer_start(struct peer *p)
     CHECK_EQ(guard_start(p->g, now, &start, &err), 0);
 }
 
-static struct peer *peer_new(raft_id id, unsigned off, raft_term term)
+PEER_FN struct peer *peer_new(raft_id id, unsigned off, raft_term term)
 {
     struct peer *p = calloc(1, sizeof *p);
     p->id = id;
@@ -356,7 +371,7 @@ static struct peer *peer_new(raft_id id, unsigned off, raft_term term)
 }
 
 /* A server whose log is the given configurations, all of term 1. */
-static struct peer *peer_boot(raft_id id, unsigned off, raft_term term, const char *const *confs, unsigned n)
+PEER_FN struct peer *peer_boot(raft_id id, unsigned off, raft_term term, const char *const *confs, unsigned n)
 {
     struct peer *p = peer_new(id, off, term);
     for (unsigned i = 0; i < n; i++)
@@ -366,19 +381,19 @@ static struct peer *peer_boot(raft_id id, unsigned off, raft_term term, const ch
     return p;
 }
 
-static struct peer *peer_boot1(raft_id id, unsigned off, raft_term term, const char *conf)
+PEER_FN struct peer *peer_boot1(raft_id id, unsigned off, raft_term term, const char *conf)
 {
     return peer_boot(id, off, term, &conf, 1);
 }
 
-static void peer_crash(struct peer *p)
+PEER_FN void peer_crash(struct peer *p)
 {
     guard_destroy(&p->g);
     p->r = NULL;
     out_clear(p);
 }
 
-static void peer_free(struct peer *p)
+PEER_FN void peer_free(struct peer *p)
 {
     guard_destroy(&p->g);
     out_clear(p);
@@ -386,33 +401,33 @@ static void peer_free(struct peer *p)
     free(p);
 }
 
-static bool leads(const struct peer *p)
+PEER_FN bool leads(const struct peer *p)
 {
     return raft_state(p->r) == RAFT_LEADER;
 }
 
-static void peer_timeout(struct peer *p)
+PEER_FN void peer_timeout(struct peer *p)
 {
     struct err err;
     CHECK_EQ(guard_timeout(p->g, now, &err), 0);
 }
 
 /* Lets the election timer (or, for a leader, the next heartbeat) expire. */
-static void peer_expire(struct peer *p)
+PEER_FN void peer_expire(struct peer *p)
 {
     raft_time at = raft_timeout(p->r);
     now = at > now ? at : now + 1;
     peer_timeout(p);
 }
 
-static void peer_stored(struct peer *p)
+PEER_FN void peer_stored(struct peer *p)
 {
     struct err err;
     p->stored_n = p->log_n;
     CHECK_EQ(guard_persisted_entries(p->g, now, last_index(p), &err), 0);
 }
 
-static void peer_apply(struct peer *p)
+PEER_FN void peer_apply(struct peer *p)
 {
     struct err err;
     raft_index to = raft_commit_index(p->r) < p->r->last_stored ? raft_commit_index(p->r) : p->r->last_stored;
@@ -427,7 +442,7 @@ static void peer_apply(struct peer *p)
     }
 }
 
-static int peer_submit(struct peer *p, const char *payload, struct err *err)
+PEER_FN int peer_submit(struct peer *p, const char *payload, struct err *err)
 {
     struct raft_entry e = entry_make(0, RAFT_COMMAND, payload);
     int rc = guard_submit(p->g, now, &e, 1, err);
@@ -435,7 +450,7 @@ static int peer_submit(struct peer *p, const char *payload, struct err *err)
     return rc;
 }
 
-static int peer_change(struct peer *p, const char *conf, struct err *err)
+PEER_FN int peer_change(struct peer *p, const char *conf, struct err *err)
 {
     struct raft_configuration c;
     conf_parse(conf, &c);
@@ -444,7 +459,7 @@ static int peer_change(struct peer *p, const char *conf, struct err *err)
     return rc;
 }
 
-static int peer_receive(struct peer *p, raft_id from, struct raft_message m)
+PEER_FN int peer_receive(struct peer *p, raft_id from, struct raft_message m)
 {
     char address[16];
     struct err err;
@@ -458,7 +473,7 @@ static int peer_receive(struct peer *p, raft_id from, struct raft_message m)
 }
 
 /* The first waiting message of that type to that server (0: any) goes to `to`; false: there is none. */
-static bool pass(struct peer *from, struct peer *to, enum raft_message_type type)
+PEER_FN bool pass(struct peer *from, struct peer *to, enum raft_message_type type)
 {
     for (unsigned i = 0; i < from->out_n; i++)
         if (from->out[i].m.type == type && from->out[i].m.server_id == to->id) {
@@ -471,7 +486,7 @@ static bool pass(struct peer *from, struct peer *to, enum raft_message_type type
     return false;
 }
 
-static const struct raft_message *waiting(const struct peer *p, enum raft_message_type type, raft_id to)
+PEER_FN const struct raft_message *waiting(const struct peer *p, enum raft_message_type type, raft_id to)
 {
     for (unsigned i = p->out_n; i-- > 0;)
         if (p->out[i].m.type == type && p->out[i].m.server_id == to)
@@ -480,7 +495,7 @@ static const struct raft_message *waiting(const struct peer *p, enum raft_messag
 }
 
 /* An AppendEntries made by hand; entries are freed. */
-static int peer_append(struct peer *p, raft_id from, raft_term term, raft_index prev, raft_term prev_term, raft_index commit, struct raft_entry *entries,
+PEER_FN int peer_append(struct peer *p, raft_id from, raft_term term, raft_index prev, raft_term prev_term, raft_index commit, struct raft_entry *entries,
                        unsigned n)
 {
     struct raft_message m;
@@ -499,7 +514,7 @@ static int peer_append(struct peer *p, raft_id from, raft_term term, raft_index 
 }
 
 /* `p` becomes leader with the votes of `q`. What it sends then is thrown away. */
-static void elect(struct peer *p, struct peer *q)
+PEER_FN void elect(struct peer *p, struct peer *q)
 {
     peer_expire(p);
     CHECK(pass(p, q, RAFT_REQUEST_VOTE)); /* pre-vote */
@@ -512,7 +527,7 @@ static void elect(struct peer *p, struct peer *q)
 
 /* --- A network without loss: each message takes 1 ms, each log write less ----------------------------------------------------------- */
 
-static void run(struct peer *const *peers, unsigned n, raft_time ms)
+PEER_FN void run(struct peer *const *peers, unsigned n, raft_time ms)
 {
     for (raft_time end = now + ms; now < end;) {
         now++;
@@ -540,7 +555,7 @@ static void run(struct peer *const *peers, unsigned n, raft_time ms)
     }
 }
 
-static struct peer *leader_of(struct peer *const *peers, unsigned n)
+PEER_FN struct peer *leader_of(struct peer *const *peers, unsigned n)
 {
     struct peer *best = NULL;
     for (unsigned i = 0; i < n; i++)
