@@ -271,8 +271,8 @@ void admin_done(struct sim_member *m, const Raftdir__Cluster__MemberResult *resu
 void client_start(void);
 void client_stop(void); /* no new operations */
 bool client_idle(void);
-void client_write_at(struct sim_node *n); /* a fresh write that must succeed */
-unsigned client_fresh_done(void);
+void client_write_fresh(struct sim_node *n); /* once: a write that must succeed there */
+bool client_fresh_done(const struct sim_node *n);
 void client_write_done(struct sim_write *w, int code, const uint8_t *result, size_t len);
 void client_read_done(struct sim_read *r, int code, uint64_t index);
 void client_reads_due(struct sim_node *n); /* the environment of n has moved on */

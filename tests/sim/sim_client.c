@@ -21,6 +21,7 @@ struct client {
     unsigned attempts, outstanding; /* of this operation */
     bool maybe;                     /* an attempt ended otherwise than with "no quorum" */
     bool done;
+    bool fresh_done;
 };
 struct answer {
     int code;
@@ -32,7 +33,7 @@ struct op_list {
 };
 
 static struct client clients[CLIENTS_MAX + SLOTS_MAX];
-static unsigned clients_n, fresh_n, fresh_done;
+static unsigned clients_n;
 static bool stopped;
 static struct op_list acked, denied; /* acknowledged; every attempt of them ended with "no quorum" */
 
@@ -81,8 +82,8 @@ static void answered(struct event *ev)
     struct answer *a = ev->data;
     if (c->active && c->serial == a->serial) {
         if (!a->code) {
-            if (c->pinned)
-                fresh_done++;
+            c->done = true;
+            c->fresh_done = c->pinned;
             op_end(c, "done");
         } else if (!c->pinned && chance(200)) {
             op_end(c, "gives up");
@@ -461,18 +462,25 @@ bool client_idle(void)
     return true;
 }
 
-void client_write_at(struct sim_node *n)
+static struct client *fresh_client(const struct sim_node *n)
 {
-    struct client *c = &clients[clients_n + fresh_n++];
-    c->number = (unsigned)(c - clients);
+    return &clients[clients_n + n->slot];
+}
+
+void client_write_fresh(struct sim_node *n)
+{
+    struct client *c = fresh_client(n);
+    if (c->pinned)
+        return;
+    c->number = clients_n + n->slot;
     c->pinned = n;
     snprintf(c->identity, sizeof c->identity, "cert:fresh%u", n->slot);
     op_begin(c, n);
 }
 
-unsigned client_fresh_done(void)
+bool client_fresh_done(const struct sim_node *n)
 {
-    return fresh_done;
+    return fresh_client(n)->fresh_done;
 }
 
 void client_close(void)

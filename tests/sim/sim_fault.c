@@ -113,8 +113,6 @@ void fault_heal(void)
     for (unsigned i = 0; i < sim.config.slots; i++) {
         struct sim_node *n = &sim.nodes[i];
         n->disk.slow_until = 0;
-        if (n->paused_until > sim.now)
-            n->paused_until = n->resumed_at = sim.now;
         if (!n->up && n->state == SLOT_MEMBER)
             node_up(n);
     }

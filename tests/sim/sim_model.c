@@ -109,6 +109,19 @@ static void note_result(uint64_t index, const uint8_t op_id[OP_ID_LEN], const st
         sim_violation("exactly once", "an operation was applied at index %" PRIu64 " and again at %" PRIu64, (*slot)->index, index);
 }
 
+static void trace_result(uint64_t index, const Raftdir__Log__Request *req, const struct apply_result *r)
+{
+    Raftdir__Log__Result *result = raftdir__log__result__unpack(NULL, r->result_len, r->result);
+    if (!result)
+        return;
+    unsigned op = result->has_failed_op ? result->failed_op : 0;
+    const char *name = op < req->n_ops ? op_name(req->ops[op]) : NULL;
+    TRACE("model: %" PRIu64 ": %02x%02x%02x%02x, op %d %s, %zu in all%s: %s %s", index, req->op_id.data[0], req->op_id.data[1], req->op_id.data[2],
+          req->op_id.data[3], op < req->n_ops ? (int)req->ops[op]->op_case : 0, name ? name : "", req->n_ops, r->replayed ? ", replayed" : "",
+          result->code ? err_name(result->code) : "done", result->message ? result->message : "");
+    raftdir__log__result__free_unpacked(result, NULL);
+}
+
 static void note_contents(uint64_t index, const uint64_t touched[NAMES_MAX / 64])
 {
     struct store_txn *txn;
@@ -150,6 +163,8 @@ static void note_entry(const struct entry *e, const struct apply_batch *b)
         if (!planted(PLANT_SKIP_DEDUP) && memcmp(req->op_id.data, b->results[i].op_id, OP_ID_LEN))
             sim_violation("result", "index %" PRIu64 ": result %zu is another operation's", e->index, i);
         note_result(e->index, req->op_id.data, &b->results[i]);
+        if (sim.options.trace)
+            trace_result(e->index, req, &b->results[i]);
         request_touched(req, touched);
     }
     op_entry_free(&unpacked);

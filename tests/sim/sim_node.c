@@ -240,15 +240,6 @@ static void sync_later(struct sim_node *n)
     event_post(rnd_in(sim.config.sync_min_ms, sim.config.sync_max_ms), sync_now, NULL, n, NULL, 0);
 }
 
-static void started(struct event *ev)
-{
-    struct sim_node *n = ev->node;
-    node_enter(n);
-    if (node_start(n->node, node_clock(n)) && !n->doomed)
-        sim_violation("start", "member %" PRIu64 " can't start", n->id);
-    node_leave(n);
-}
-
 void node_up(struct sim_node *n)
 {
     static const struct node_io io = {.meta_write = io_meta_write,
@@ -312,8 +303,11 @@ void node_up(struct sim_node *n)
     if (node_create(&options, &mine, &boot, &n->node, &err))
         sim_violation("start", "member %" PRIu64 ": %s", n->id, err.text);
     store_read_end(&txn);
-    event_post(0, started, NULL, n, NULL, 0);
     sync_later(n);
+    node_enter(n);
+    if (node_start(n->node, node_clock(n)) && !n->doomed)
+        sim_violation("start", "member %" PRIu64 " can't start", n->id);
+    node_leave(n);
 }
 
 void node_crash(struct sim_node *n, uint64_t restart_ms)
@@ -343,8 +337,11 @@ void node_crash(struct sim_node *n, uint64_t restart_ms)
 
 void node_pause(struct sim_node *n, uint64_t ms)
 {
-    if (!n->up)
+    uint64_t end = sim.started + sim.options.duration_ms; /* of the faults */
+    if (!n->up || sim.now >= end)
         return;
+    if (ms > end - sim.now)
+        ms = end - sim.now;
     n->paused_until = n->resumed_at = sim.now + ms;
     sim.stats.pauses++;
     TRACE("node: %" PRIu64 " is paused for %" PRIu64 " ms", n->id, ms);
