@@ -26,7 +26,11 @@ int cyrus_export_mailbox(struct cyrus_export *x, const Raftdir__Log__Mailbox *ma
 /* Writes the end and flushes. Without it the output is not whole, and readers say so. */
 int cyrus_export_finish(struct cyrus_export *x, struct err *err);
 void cyrus_export_close(struct cyrus_export **x);
-/* The uniqueid that is made up for a mailbox without one: 24 letters and digits, as Cyrus' own. buf: 25 bytes. */
-void cyrus_export_uniqueid(const char *name, char *buf_r);
+/* Mailboxes of which the text form had to leave something out: it has no place for jmapid and name_history. */
+uint64_t cyrus_export_dropped(const struct cyrus_export *x);
+/* The uniqueid that is made for a mailbox without one, from a SHA-256 of its name: 24 letters and digits, as Cyrus' own. buf: CYRUS_UNIQUEID_LEN + 1.
+ * False without memory. */
+#define CYRUS_UNIQUEID_LEN 24
+bool cyrus_export_uniqueid(const char *name, char *buf_r);
 
 #endif
