@@ -63,7 +63,8 @@ node_conf() { local v=CLUSTER_CONF_$1; printf '%s\n' "${!v}"; }
 # --- The tools ------------------------------------------------------------------------------------------------------------------------
 # A client with sanitizers is slow to start; where times are measured, build=$build_release is set before lib.sh is used.
 ctl() { timeout -k 5 120 "$build/raftdirctl" "$@"; }
-ctl_at() { local n=$1; shift; ctl -e "$(node_unix "$n")" "$@"; }
+# That node and no other: without certificates the client can't go on to the TLS endpoints that the node tells it.
+ctl_at() { local n=$1; shift; env -u RAFTDIR_ENDPOINTS -u RAFTDIR_CA -u RAFTDIR_CERT -u RAFTDIR_KEY timeout -k 5 120 "$build/raftdirctl" -e "$(node_unix "$n")" "$@"; }
 # want STATUS COMMAND...: runs it, keeps its output in $work/out and $work/err, and fails the case unless it ends with that status.
 want() {
   local wanted=$1 status=0; shift
@@ -105,7 +106,8 @@ await_equal() {
 now_ms() { date +%s%3N; }
 
 # --- Mailboxes -----------------------------------------------------------------------------------------------------------------------------
-mb_create() { local at=$1 name=$2; shift 2; ctl_at "$at" create "$name" --server imap01.example.net --partition p1 "$@"; }
+location='imap01.example.net!p1'
+mb_create() { local at=$1 name=$2; shift 2; ctl_at "$at" create "$name" "$location" "$@"; }
 sample=$top/deploy/sample/mailboxes.json
 dump=$top/tests/data/mailboxes-cyrus-3.6.1.json.gz
 # The entries of a dump, one a line, without the commas between them, in the order in which they stand.
