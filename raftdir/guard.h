@@ -40,7 +40,7 @@ enum guard_bit {
     GUARD_COMMIT_MONOTONIC = 1 << 12, /* 12: a follower's commit index never goes back */
     GUARD_VOTE_RESULT = 1 << 13,      /* 13: a vote result is dropped unless candidate */
     GUARD_SOLE_TIMEOUT = 1 << 14,     /* 14: a sole voter elects itself with a term and a vote */
-    GUARD_CHANGE_KNOWN = 1 << 15,     /* no CHANGE until every voter holds the last committed one */
+    GUARD_CHANGE_KNOWN = 1 << 15,     /* nobody comes in or is promoted until every voter holds the last committed CHANGE */
     GUARD_NONMEMBER = 1 << 16,        /* frames of non-members are dropped, as far as liveness allows: the rule is in guard_receive.c */
     GUARD_CHANGE_STORED = 1 << 17,    /* a CHANGE leaves the leader only after it has stored it itself */
     GUARD_CATCH_UP_IDLE = 1 << 18,    /* the catch-up of a server that holds everything ends in an idle cluster as well */
@@ -108,7 +108,7 @@ int guard_configuration(struct guard *g, raft_time now, raft_index index, const 
 /* RAFT_COMMAND or RAFT_BARRIER payloads; buf borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (transfer in progress). */
 int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, struct err *err);
 /* A new configuration, with every precheck: leader, no transfer, a commit of this term, no change in progress, one server changed, not this one removed or
- * demoted, every voter holds the last committed change. Borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again), RAFTDIR_EINVAL, RAFTDIR_ELIMIT. */
+ * demoted; and, unless it removes or demotes, every voter holds the last committed change. Borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again), RAFTDIR_EINVAL, RAFTDIR_ELIMIT. */
 int guard_change(struct guard *g, raft_time now, const struct raft_configuration *conf, struct err *err);
 /* Starts to catch a standby up; raft_catch_up() tells how it goes, and a change is refused until it has ended. */
 int guard_catch_up(struct guard *g, raft_time now, raft_id id, struct err *err);

@@ -183,13 +183,16 @@ static int check_change(struct guard *g, const struct raft_configuration *new, s
         return rc;
     if (guard_on(g, GUARD_NO_SELF_REMOVAL) && (!self || self->role != RAFT_VOTER))
         return err_set(err, RAFTDIR_EINVAL, "the leader can't remove or demote itself: transfer the leadership first");
-    if (guard_on(g, GUARD_CHANGE_KNOWN))
+    /* A server may only come in, or get a vote, when every voter knows the configuration before: a voter that has never heard of the standby that became a voter would
+     * refuse its connections. Taking one out needs no such knowledge, and has to be possible while the others that are to go are dead, too. */
+    bool shrinks = new->n < old->n || guard_voters(new) < guard_voters(old);
+    if (guard_on(g, GUARD_CHANGE_KNOWN) && !shrinks)
         for (unsigned i = 0; i < old->n; i++) {
             raft_index match = 0;
             if (old->servers[i].role != RAFT_VOTER || old->servers[i].id == r->id)
                 continue;
             if (raft_match_index(r, old->servers[i].id, &match) || match < r->configuration_committed_index)
-                return err_set(err, RAFTDIR_EBUSY, "server %llu has not stored the last change yet (entry %llu)", old->servers[i].id,
+                return err_set(err, RAFTDIR_EBUSY, "server %llu has not stored the last change yet (entry %llu); remove it first if it is gone", old->servers[i].id,
                                r->configuration_committed_index);
         }
     return 0;

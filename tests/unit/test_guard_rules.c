@@ -375,6 +375,27 @@ static void test_change(void **state)
     peer_free(a);
 }
 
+/* 4 and 5 of five voters are dead, and never answered this leader: they can be removed, one after the other; nobody can come in before. */
+static void test_remove_dead(void **state)
+{
+    (void)state;
+    struct peer *peers[3];
+    for (raft_id id = 1; id <= 3; id++)
+        peers[id - 1] = peer_boot1(id, 0, 1, "1v 2v 3v 4v 5v");
+    run(peers, 3, 10 * ELECTION_MS);
+    struct peer *l = leader_of(peers, 3);
+    CHECK(l != NULL);
+    refused(peer_change(l, "1v 2v 3v 4v 5v 6s", &err), RAFTDIR_EBUSY, "server 4 has not stored the last change yet");
+    CHECK_EQ(peer_change(l, "1v 2v 3v 5v", &err), 0);
+    run(peers, 3, ELECTION_MS);
+    refused(peer_change(l, "1v 2v 3v 5v 6s", &err), RAFTDIR_EBUSY, "server 5 has not stored the last change yet");
+    CHECK_EQ(peer_change(l, "1v 2v 3v", &err), 0);
+    run(peers, 3, ELECTION_MS);
+    CHECK_EQ(peer_change(l, "1v 2v 3v 6s", &err), 0);
+    for (unsigned i = 0; i < 3; i++)
+        peer_free(peers[i]);
+}
+
 /* Nobody gets a CHANGE before the leader has stored it; then they do. */
 static void test_change_held(void **state)
 {
@@ -613,6 +634,7 @@ int main(int argc, char **argv)
         {"guard/borrowed_bufs", test_borrowed_bufs, NULL, NULL, NULL},
         {"guard/submit", test_submit, NULL, NULL, NULL},
         {"guard/change", test_change, NULL, NULL, NULL},
+        {"guard/remove_dead", test_remove_dead, NULL, NULL, NULL},
         {"guard/change_held", test_change_held, NULL, NULL, NULL},
         {"guard/install", test_install, NULL, NULL, NULL},
         {"guard/snapshot", test_snapshot, NULL, NULL, NULL},
