@@ -94,8 +94,9 @@ static void answer_send(const struct request *r, Raftdir__Client__FromNode *f)
         if (view.cluster_id) {
             f->has_incarnation = true;
             f->incarnation = view.incarnation;
-            f->has_log_time_ms = true;
-            f->log_time_ms = shared_log_time_ms(&view, now);
+            /* A node that has applied nothing doesn't know the cluster's log time yet, and expiries are computed from this. */
+            f->has_log_time_ms = view.taken_ms && view.status.applied_index;
+            f->log_time_ms = f->has_log_time_ms ? shared_log_time_ms(&view, now) : 0;
             age = shared_age_ms(&view, now);
             f->has_age_ms = age != UINT64_MAX;
             f->age_ms = f->has_age_ms ? age : 0;
