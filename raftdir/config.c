@@ -15,6 +15,8 @@
 #include "limits.h"
 #include "logger.h"
 
+#define FILE_LEN_MAX (1 << 20)
+
 enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_USER };
 
 struct key {
@@ -315,6 +317,84 @@ static int whole_check(struct config *c, const char *path, struct err *err)
     return 0;
 }
 
+/* libconfuse 3.3 counts the lines of a comment three times, so comments are made blanks before it sees them: then its line numbers are right. */
+static void comments_blank(char *text, size_t len)
+{
+    enum { CODE, STRING, LINE, BLOCK } in = CODE;
+    char quote = 0;
+    for (size_t i = 0; i < len; i++) {
+        char next = i + 1 < len ? text[i + 1] : '\0';
+        switch (in) {
+        case CODE:
+            if (text[i] == '"' || text[i] == '\'') {
+                in = STRING;
+                quote = text[i];
+            } else if (text[i] == '#' || (text[i] == '/' && next == '/')) {
+                in = LINE;
+                text[i] = ' ';
+            } else if (text[i] == '/' && next == '*') {
+                in = BLOCK;
+                text[i] = text[i + 1] = ' ';
+                i++;
+            }
+            break;
+        case STRING:
+            if (text[i] == '\\')
+                i++;
+            else if (text[i] == quote)
+                in = CODE;
+            break;
+        case LINE:
+            if (text[i] == '\n')
+                in = CODE;
+            else
+                text[i] = ' ';
+            break;
+        case BLOCK:
+            if (text[i] == '*' && next == '/') {
+                text[i] = text[i + 1] = ' ';
+                i++;
+                in = CODE;
+            } else if (text[i] != '\n') {
+                text[i] = ' ';
+            }
+            break;
+        }
+    }
+}
+
+/* The whole file without its comments, given, as a stream on *text_r. */
+static FILE *file_open(const char *path, char **text_r, struct err *err)
+{
+    FILE *f = fopen(path, "re"), *clean = NULL;
+    if (!f) {
+        err_set(err, RAFTDIR_EINVAL, "%s: can't be read: %s; give the configuration file's path with -c", path, strerror(errno));
+        return NULL;
+    }
+    size_t len = 0;
+    char *text = malloc(FILE_LEN_MAX + 2);
+    if (!text)
+        err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
+    else if ((len = fread(text, 1, FILE_LEN_MAX + 1, f)) > FILE_LEN_MAX)
+        err_set(err, RAFTDIR_EINVAL, "%s: has more than %d bytes: is it a configuration file?", path, FILE_LEN_MAX);
+    else if (ferror(f))
+        err_set(err, RAFTDIR_EINVAL, "%s: can't be read: %s", path, strerror(errno));
+    else if (memchr(text, '\0', len))
+        err_set(err, RAFTDIR_EINVAL, "%s: has zero bytes: is it a configuration file?", path);
+    else {
+        text[len++] = '\n'; /* fmemopen takes no empty buffer */
+        comments_blank(text, len);
+        if (!(clean = fmemopen(text, len, "r")))
+            err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
+    }
+    fclose(f);
+    if (clean)
+        *text_r = text;
+    else
+        free(text);
+    return clean;
+}
+
 int config_load(const char *path, struct config **config_r, struct err *err)
 {
     cfg_opt_t allow[] = {CFG_STR("role", NULL, CFGF_NONE), CFG_STR("server", NULL, CFGF_NONE), CFG_END()};
@@ -330,9 +410,11 @@ int config_load(const char *path, struct config **config_r, struct err *err)
     opts[KEYS_N + 1] = end;
 
     int rc;
-    FILE *f = fopen(path, "re");
+    char *text;
+    struct err none = {0};
+    FILE *f = file_open(path, &text, err ? err : &none);
     if (!f)
-        return err_set(err, RAFTDIR_EINVAL, "%s: can't be read: %s; give the configuration file's path with -c", path, strerror(errno));
+        return err ? err->code : none.code;
     struct config *c = calloc(1, sizeof *c);
     cfg_t *cfg = cfg_init(opts, CFGF_NONE);
     if (!c || !cfg || !(cfg->filename = strdup(path))) {
@@ -355,6 +437,7 @@ int config_load(const char *path, struct config **config_r, struct err *err)
         rc = whole_check(c, path, err);
 out:
     fclose(f);
+    free(text);
     if (cfg)
         cfg_free(cfg);
     if (rc == 0)
