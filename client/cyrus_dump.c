@@ -59,17 +59,24 @@ static int check_default_server(const char *server, struct err *err)
     return rc ? err_wrap(err, "default server"), rc : 0;
 }
 
+/* By the first character that is no white space. Nothing is consumed but blocks of white space: a name may begin with a blank. */
 static int detect(struct cyrus_dump *d, struct err *err)
 {
-    int c;
-    while ((c = cyrus_input_peek(&d->in)) == ' ' || c == '\t' || c == '\r' || c == '\n')
-        cyrus_input_get(&d->in);
-    if (c == CYRUS_FAILED)
-        return err_set(err, d->in.rc, "%s", d->in.err.text);
-    if (c == CYRUS_EOF)
-        return err_set(err, RAFTDIR_ECORRUPT, "the dump is empty");
-    d->format = c == '{' ? CYRUS_FORMAT_JSON : CYRUS_FORMAT_TEXT;
-    return 0;
+    for (;;) {
+        int c = cyrus_input_peek(&d->in);
+        if (c == CYRUS_FAILED)
+            return err_set(err, d->in.rc, "%s", d->in.err.text);
+        if (c == CYRUS_EOF)
+            return err_set(err, RAFTDIR_ECORRUPT, "the dump is empty");
+        for (size_t i = d->in.pos; i < d->in.len; i++) {
+            if (d->in.buf[i] == '\0' || !strchr(" \t\r\n", d->in.buf[i])) {
+                d->format = d->in.buf[i] == '{' ? CYRUS_FORMAT_JSON : CYRUS_FORMAT_TEXT;
+                return 0;
+            }
+        }
+        while (d->in.pos < d->in.len)
+            cyrus_input_get(&d->in);
+    }
 }
 
 int cyrus_dump_open(const char *path, const struct cyrus_dump_options *options, struct cyrus_dump **dump_r, struct err *err)
