@@ -106,13 +106,14 @@ int cyrus_text_next(struct cyrus_dump *d, uint64_t *line_r, struct err *err)
 
     /* Very old dumps have no type; a partition may start with a digit. */
     char *p = tab + 1;
-    char *place = p;
     uint64_t type = 0;
-    if (read_number(&place, &type) && *place == ' ')
-        p = place + 1;
-    else
-        type = 0;
-    place = p;
+    size_t digits = strspn(p, "0123456789");
+    if (digits && p[digits] == ' ') {
+        if (!read_number(&p, &type))
+            type = UINT64_MAX;
+        p++;
+    }
+    char *place = p;
     p += strcspn(p, " \t");
     if (!*p) {
         err_set(err, RAFTDIR_EINVAL, "line has no ACL behind the partition");
