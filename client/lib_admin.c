@@ -62,6 +62,8 @@ int raftdir_status(raftdir *d, const struct raftdir_node_status **status_r)
     if (d->kept->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY_STATUS)
         return wrong_answer(d);
     const Raftdir__Client__StatusResult *s = d->kept->status;
+    if (!d->incarnation)
+        d->incarnation = s->incarnation; /* so that raftdir_barrier can name an index of it */
     if ((rc = members_from(d, s->members, s->n_members, s->leader)) < 0)
         return rc;
     d->status = (struct raftdir_node_status){

@@ -266,15 +266,6 @@ int lib_enter(struct raftdir *d)
     return 0;
 }
 
-int lib_fail(struct raftdir *d, const struct err *err)
-{
-    if (err != &d->err)
-        d->err = *err;
-    if (!d->err.text[0])
-        snprintf(d->err.text, sizeof d->err.text, "%s", err_text(d->err.code));
-    return d->err.code;
-}
-
 const char *raftdir_message(const raftdir *d)
 {
     return d->err.text;

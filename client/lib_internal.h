@@ -154,7 +154,6 @@ int lib_random(void *buf, size_t len, struct err *err);
 int lib_enter(struct raftdir *d);
 /* ... without clearing the error. */
 int lib_check(struct raftdir *d);
-int lib_fail(struct raftdir *d, const struct err *err);
 struct endpoint *endpoint_add(struct raftdir *d, const char *text, size_t len, bool learned, struct err *err);
 
 /* lib_link.c */
