@@ -189,7 +189,7 @@ static void on_open(struct conn *c)
         link_refuse(l, RAFTDIR_EAUTH, "another certificate than the member's");
         return;
     }
-    int rc = peers_hello_send(p, c, l->m->who.id);
+    int rc = peers_hello_send(p, c, l->m->who.id, false);
     if (rc) {
         link_refuse(l, rc, "hello could not be sent");
         return;
@@ -213,7 +213,7 @@ static void dialled_ready(struct peer_link *l)
 static void accepted_ready(struct peer_link *l, struct peer_member *m)
 {
     struct peers *p = l->p;
-    int rc = peers_hello_send(p, l->c, m->who.id);
+    int rc = peers_hello_send(p, l->c, m->who.id, false);
     if (rc) {
         link_refuse(l, rc, "hello could not be sent");
         return;

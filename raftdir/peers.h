@@ -23,6 +23,9 @@ struct peers_options {
     void *data;
     void (*on_frame)(void *data, uint64_t from, const uint8_t *frame, size_t len); /* borrowed */
     void (*on_endpoint)(void *data, uint64_t id, const char *client_endpoint); /* from a member's Hello; borrowed; NULL allowed */
+    /* A node that was removed can't learn it from the log: nobody sends it that any more. So a member that refuses its Hello says it. */
+    bool (*removed)(void *data, uint64_t id); /* was `id` a member once, and is none any more? NULL allowed: nobody was */
+    void (*on_removed)(void *data, uint64_t by); /* member `by` says that this node was removed; NULL allowed */
     void (*log)(void *data, int level, const char *text); /* level: enum logger_level; refused connections and why, once per cause and minute */
 };
 int peers_start(const struct peers_options *o, struct peers **peers_r, struct err *err);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int peers_hello_send(struct peers *p, struct conn *c, uint64_t to)
+int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed)
 {
     Raftdir__Peer__Hello hello = RAFTDIR__PEER__HELLO__INIT;
     hello.uuid.data = p->o.uuid;
@@ -17,6 +17,7 @@ int peers_hello_send(struct peers *p, struct conn *c, uint64_t to)
     hello.feature_level_max = FEATURE_LEVEL_MAX;
     hello.software = (char *)"raftdird " RAFTDIR_VERSION;
     hello.client_endpoint = p->client_endpoint[0] ? p->client_endpoint : NULL;
+    hello.has_removed = hello.removed = removed;
     Raftdir__Peer__Frame frame = RAFTDIR__PEER__FRAME__INIT;
     frame.version = PEER_FRAME_VERSION;
     frame.cluster_id = p->o.cluster_id;
@@ -105,6 +106,8 @@ static int identity_check(struct peer_link *link, const Raftdir__Peer__Frame *f,
                   "%s (certificate \"%s\") says it is member %" PRIu64 ", which this node doesn't know. If this lasts: it was removed, or never added with "
                   "\"raftdirctl cluster join\"",
                   who, cert, f->from);
+        if (p->o.removed && p->o.removed(p->o.data, f->from))
+            peers_hello_send(p, link->c, f->from, true); /* a courtesy: it asks again if this is lost */
         return RAFTDIR_EPERM;
     }
     if (!link->accepted && f->from != m->who.id) {
@@ -124,6 +127,11 @@ static int identity_check(struct peer_link *link, const Raftdir__Peer__Frame *f,
                   "member; remove the member and let the node join anew",
                   who, m->who.id, theirs, ours);
         return RAFTDIR_EFOREIGN;
+    }
+    if (!link->accepted && h->removed) {
+        if (p->o.on_removed)
+            p->o.on_removed(p->o.data, m->who.id);
+        return RAFTDIR_EPERM;
     }
     *member_r = m;
     return 0;

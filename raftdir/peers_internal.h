@@ -118,7 +118,7 @@ void peers_log(struct peers *p, struct peer_member *m, const char *stranger, enu
     __attribute__((format(printf, 6, 7)));
 
 /* --- peers_hello.c --- */
-int peers_hello_send(struct peers *p, struct conn *c, uint64_t to);
+int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed);
 /* Checks the first frame of a connection. 0: it is `*member_r` (for a dialled one: link->m). Else the reason is in the log, and the link must be closed. */
 int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, struct peer_member **member_r);
 /* The certificate's name fits the member? Logs if not. */

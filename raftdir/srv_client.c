@@ -250,11 +250,12 @@ static int access_refresh(struct client *c, struct err *err)
     return daemon_access(c->service->d, c->local ? NULL : conn_peer_cert(c->conn), c->uid, &c->access, err);
 }
 
-static void garbage(struct client *c, const char *what)
-{
-    logger_limited(LOGGER_WARN, "client", "%s (%s): %s: connection closed", conn_peer_text(c->conn), c->access.identity, what);
-    conn_close(c->conn, RAFTDIR_EPROTO, what);
-}
+/* The limit is the place's: one line a cause and minute. */
+#define garbage(c, what)                                                                                                                   \
+    do {                                                                                                                                   \
+        logger_limited(LOGGER_WARN, "client", "%s (%s): %s: connection closed", conn_peer_text((c)->conn), (c)->access.identity, what);    \
+        conn_close((c)->conn, RAFTDIR_EPROTO, what);                                                                                       \
+    } while (0)
 
 static void dispatch(struct request *r)
 {
@@ -405,8 +406,9 @@ static void on_drain(struct conn *conn)
 
 static void on_oversize(struct conn *conn, int code, const char *why)
 {
+    struct client *c = conn_data(conn);
     (void)code;
-    garbage(conn_data(conn), why);
+    garbage(c, why);
 }
 
 static void on_close(struct conn *conn, int code, const char *why)

@@ -14,7 +14,6 @@
 
 struct apply_thread {
     struct store *store;
-    uint64_t self_id;
     struct apply_thread_ops ops;
     pthread_t thread;
     pthread_mutex_t mutex;
@@ -26,19 +25,18 @@ struct apply_thread {
     bool broken;
 };
 
-int apply_thread_removed(struct store *store, uint64_t self_id, bool *removed_r, struct err *err)
+int apply_members_get(struct store *store, struct apply_members *members_r, struct err *err)
 {
     struct store_txn *txn;
     struct store_meta meta;
     const uint8_t *data;
     size_t len;
     uint64_t index;
-    *removed_r = false;
+    memset(members_r, 0, sizeof *members_r);
     int rc = store_read_begin(store, &txn, err);
     if (rc != 0)
         return rc;
-    if ((rc = store_meta_get(txn, &meta, err)) != 0 || (rc = store_configuration_get(txn, &data, &len, &index, err)) != 0 || len == 0 ||
-        meta.member_id_max < self_id)
+    if ((rc = store_meta_get(txn, &meta, err)) != 0 || (rc = store_configuration_get(txn, &data, &len, &index, err)) != 0 || len == 0)
         goto end_txn;
     struct raft_configuration c;
     struct raft_buffer buf = {(void *)(uintptr_t)data, len};
@@ -46,14 +44,21 @@ int apply_thread_removed(struct store *store, uint64_t self_id, bool *removed_r,
         rc = err_set(err, RAFTDIR_ECORRUPT, "the applied configuration doesn't decode");
         goto end_txn;
     }
-    *removed_r = true;
-    for (unsigned i = 0; i < c.n; i++)
-        if (c.servers[i].id == self_id)
-            *removed_r = false;
+    members_r->id_max = meta.member_id_max;
+    for (unsigned i = 0; i < c.n && members_r->n < MEMBERS_MAX; i++)
+        members_r->ids[members_r->n++] = c.servers[i].id;
     raft_configuration_close(&c);
 end_txn:
     store_read_end(&txn);
     return rc;
+}
+
+bool apply_members_removed(const struct apply_members *members, uint64_t id)
+{
+    for (size_t i = 0; i < members->n; i++)
+        if (members->ids[i] == id)
+            return false;
+    return members->n && id <= members->id_max;
 }
 
 /* Takes all that is queued, up to the bound, as one list. */
@@ -114,7 +119,8 @@ static bool pause_a_second(struct apply_thread *t)
 /* false: stopped while there was no space. */
 static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
 {
-    bool alarmed = false, removed = false;
+    bool alarmed = false, changed = false;
+    struct apply_members members;
     for (;;) {
         batch->status = 0;
         memset(&batch->err, 0, sizeof batch->err);
@@ -137,12 +143,13 @@ static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
         t->ops.published(t->ops.data, &batch->meta);
         if (batch->meta.configuration_index != t->configuration_index) {
             t->configuration_index = batch->meta.configuration_index;
-            batch->status = apply_thread_removed(t->store, t->self_id, &removed, &batch->err);
+            batch->status = apply_members_get(t->store, &members, &batch->err);
+            changed = batch->status == 0;
         }
     }
     if (batch->status != 0)
         t->broken = true;
-    t->ops.applied(t->ops.data, batch, removed);
+    t->ops.applied(t->ops.data, batch, changed ? &members : NULL);
     return true;
 }
 
@@ -160,12 +167,11 @@ static void *run(void *arg)
     }
 }
 
-int apply_thread_start(struct store *store, uint64_t self_id, const struct apply_thread_ops *ops, struct apply_thread **thread_r, struct err *err)
+int apply_thread_start(struct store *store, const struct apply_thread_ops *ops, struct apply_thread **thread_r, struct err *err)
 {
     struct apply_thread *t = mem_calloc(1, sizeof *t);
     pthread_condattr_t attr;
     t->store = store;
-    t->self_id = self_id;
     t->ops = *ops;
     t->tail = &t->head;
     pthread_mutex_init(&t->mutex, NULL);

@@ -4,19 +4,24 @@
 #include "apply.h"
 
 struct apply_thread;
+/* Who is a member, by the applied configuration. Ids are never given twice: one that the state has seen given and that isn't here was removed for good. */
+struct apply_members {
+    uint64_t id_max;
+    uint64_t ids[MEMBERS_MAX];
+    size_t n; /* 0: no configuration was applied yet */
+};
+int apply_members_get(struct store *store, struct apply_members *members_r, struct err *err);
+bool apply_members_removed(const struct apply_members *members, uint64_t id);
 struct apply_thread_ops {
     void *data;
     /* Both on the apply thread. */
     void (*published)(void *data, const struct store_meta *meta); /* committed: readers that begin now see it */
-    void (*applied)(void *data, struct apply_batch *batch, bool removed); /* given back; removed: this node is no member any more */
+    /* Given back. members: the applied configuration has changed; NULL: not. */
+    void (*applied)(void *data, struct apply_batch *batch, const struct apply_members *members);
 };
-int apply_thread_start(struct store *store, uint64_t self_id, const struct apply_thread_ops *ops, struct apply_thread **thread_r, struct err *err);
+int apply_thread_start(struct store *store, const struct apply_thread_ops *ops, struct apply_thread **thread_r, struct err *err);
 void apply_thread_push(struct apply_thread *t, struct apply_batch *batch); /* given */
 /* Ends after the commit in progress. What is still queued is in the log and is applied at the next start. */
 void apply_thread_stop(struct apply_thread **thread);
-
-/* Has member `self_id` been removed, by the applied configuration? Not one yet is not removed: ids are never given twice, so that
- * an id that the state has seen given and that is in no configuration is gone for good. */
-int apply_thread_removed(struct store *store, uint64_t self_id, bool *removed_r, struct err *err);
 
 #endif

@@ -39,6 +39,7 @@ struct consensus {
     struct log_thread *log_thread;
     struct apply_thread *apply_thread;
     struct datadir_identity identity;
+    struct apply_members applied_members;
     struct node_status last; /* as told to the log */
     uint64_t details_ms, watch_ms;
     bool members_dirty, role_dirty;
@@ -59,7 +60,8 @@ struct log_done {
 struct apply_done {
     struct consensus_msg msg;
     struct apply_batch *batch;
-    bool removed;
+    bool changed;
+    struct apply_members members; /* when changed */
 };
 struct reload {
     struct consensus_msg msg;
@@ -204,13 +206,15 @@ static void on_published(void *data, const struct store_meta *meta)
         service_published(d->services[i], meta->applied_index);
 }
 
-static void on_applied(void *data, struct apply_batch *batch, bool removed)
+static void on_applied(void *data, struct apply_batch *batch, const struct apply_members *members)
 {
     struct consensus *c = data;
     struct apply_done *done = mem_calloc(1, sizeof *done);
     done->msg.kind = CONSENSUS_APPLY_DONE;
     done->batch = batch;
-    done->removed = removed;
+    done->changed = members != NULL;
+    if (members)
+        done->members = *members;
     inbox_push(&c->inbox, &done->msg.link);
 }
 
@@ -226,6 +230,19 @@ static void on_peer_frame(void *data, uint64_t from, const uint8_t *frame, size_
 static void on_peer_endpoint(void *data, uint64_t id, const char *endpoint)
 {
     shared_endpoint_set(&((struct consensus *)data)->d->shared, id, endpoint);
+}
+
+static bool on_peer_removed(void *data, uint64_t id)
+{
+    return apply_members_removed(&((struct consensus *)data)->applied_members, id);
+}
+
+static void on_removed_by_peer(void *data, uint64_t by)
+{
+    struct consensus *c = data;
+    if (!c->removed)
+        logger_line(LOGGER_WARN, "consensus", "member %" PRIu64 " says that this node was removed", by);
+    c->removed = true;
 }
 
 static void on_peer_log(void *data, int level, const char *text)
@@ -426,7 +443,6 @@ static int node_open(struct consensus *c, enum make make, struct err *err)
     struct seglog_found found = {0};
     struct store_txn *txn = NULL;
     struct node_boot boot = {0};
-    bool removed = false;
     struct seglog_identity who = {.cluster_id = c->identity.cluster_id, .incarnation = c->identity.incarnation};
     memcpy(who.uuid, d->uuid, NODE_UUID_LEN);
     int rc;
@@ -443,7 +459,7 @@ static int node_open(struct consensus *c, enum make make, struct err *err)
         rc = bootstrap_log(c, &found, err);
     else if (make == MAKE_ADOPT)
         rc = seglog_vote(d->log, found.term, found.voted_for, err); /* the file is there from now on: datadir_check wants it */
-    if (rc != 0 || (rc = boot_state(c, &boot, &txn, err)) != 0 || (rc = apply_thread_removed(d->store, c->identity.node_id, &removed, err)) != 0)
+    if (rc != 0 || (rc = boot_state(c, &boot, &txn, err)) != 0 || (rc = apply_members_get(d->store, &c->applied_members, err)) != 0)
         goto close_log;
     boot.term = found.term;
     boot.voted_for = found.voted_for;
@@ -476,7 +492,7 @@ static int node_open(struct consensus *c, enum make make, struct err *err)
         goto close_log;
     store_read_end(&txn);
     atomic_store(&d->shared.published, boot.meta.applied_index);
-    c->removed = removed;
+    c->removed = apply_members_removed(&c->applied_members, c->identity.node_id);
     logger_line(LOGGER_INFO, "consensus", "state at index %" PRIu64 ", %zu entries in the log, term %" PRIu64, boot.meta.applied_index, boot.entries_n, boot.term);
     return 0;
 
@@ -497,7 +513,7 @@ static int threads_start(struct consensus *c, struct err *err)
     int rc = log_thread_start(c->d->log, &log_ops, &c->log_thread, err);
     if (rc != 0)
         return rc;
-    rc = apply_thread_start(c->d->store, c->identity.node_id, &apply_ops, &c->apply_thread, err);
+    rc = apply_thread_start(c->d->store, &apply_ops, &c->apply_thread, err);
     if (rc != 0)
         log_thread_stop(&c->log_thread);
     return rc;
@@ -527,6 +543,8 @@ static int member_start(struct consensus *c, enum make make, struct err *err)
                                .data = c,
                                .on_frame = on_peer_frame,
                                .on_endpoint = on_peer_endpoint,
+                               .removed = on_peer_removed,
+                               .on_removed = on_removed_by_peer,
                                .log = on_peer_log};
     memcpy(po.uuid, d->uuid, NODE_UUID_LEN);
     rc = peers_start(&po, &c->peers, err);
@@ -630,7 +648,10 @@ static void on_apply_done(struct consensus *c, struct apply_done *done)
         node_applied(c->node, shared_now_ms(), done->batch);
     else
         apply_batch_destroy(&done->batch);
-    c->removed = c->removed || done->removed;
+    if (done->changed) {
+        c->applied_members = done->members;
+        c->removed = c->removed || apply_members_removed(&c->applied_members, c->identity.node_id);
+    }
     free(done);
 }
 
