@@ -65,18 +65,18 @@ node_conf() { local v=CLUSTER_CONF_$1; printf '%s\n' "${!v}"; }
 ctl() { timeout -k 5 120 "$build/raftdirctl" "$@"; }
 # That node and no other: without certificates the client can't go on to the TLS endpoints that the node tells it.
 ctl_at() { local n=$1; shift; env -u RAFTDIR_ENDPOINTS -u RAFTDIR_CA -u RAFTDIR_CERT -u RAFTDIR_KEY timeout -k 5 120 "$build/raftdirctl" -e "$(node_unix "$n")" "$@"; }
-# want STATUS COMMAND...: runs it, keeps its output in $work/out and $work/err, and fails the case unless it ends with that status.
+# want STATUS COMMAND...: (STATUS may be a pattern such as [13]) runs it, keeps its output in $work/out and $work/err, and fails the case unless it ends with that status.
 want() {
   local wanted=$1 status=0; shift
   "$@" >"$work/out" 2>"$work/err" || status=$?
-  [ $status = "$wanted" ] || { cat "$work/out" "$work/err" >&2; fail "status $status instead of $wanted: $*: $(head -c 300 "$work/err")"; }
+  # shellcheck disable=SC2053
+  [[ $status == $wanted ]] || { cat "$work/out" "$work/err" >&2; fail "status $status instead of $wanted: $*: $(head -c 300 "$work/err")"; }
 }
 want_text() { cat "$work/out" "$work/err" | grep -qiE -- "$1" || { cat "$work/out" "$work/err" >&2; fail "the output lacks /$1/: $(cat "$work/out" "$work/err" | head -c 300)"; }; }
 want_no_text() { ! cat "$work/out" "$work/err" | grep -qiE -- "$1" || fail "the output has /$1/: $(cat "$work/out" "$work/err" | head -c 300)"; }
 want_same() { [ "$1" = "$2" ] || fail "$3: \"$1\" is not \"$2\""; }
 
-status_field() { ctl_at "$1" --json --timeout "${3:-5}" cluster status | jq -r "$2"; }
-leader_id() { ctl_at "${1:-1}" --json leader show | jq -r '.leader // 0'; }
+status_field() { ctl_at "$1" --json --timeout "${3:-5}" cluster status | jq -r ".nodes[0] | $2"; }
 # The node number (as localcluster counts) that leads now, by what a majority says: each node is asked, the answer of the highest term counts.
 leader() {
   local n best=0 best_term=-1 term state deadline=$((SECONDS + ${1:-15}))
@@ -84,7 +84,7 @@ leader() {
     best=0 best_term=-1
     for n in $(seq 1 "$CLUSTER_NODES"); do
       [ -n "$(node_pid "$n")" ] || continue
-      read -r term state < <(ctl_at "$n" --json --timeout 1 cluster status 2>/dev/null | jq -r '"\(.term) \(.state)"') || continue
+      read -r term state < <(status_field "$n" '"\(.term) \(.state)"' 1 2>/dev/null) || continue
       if [ "${state:-}" = leader ] && [ "$term" -gt "$best_term" ]; then best=$n best_term=$term; fi
     done
     [ "$best" = 0 ] || { echo "$best"; return 0; }
