@@ -253,7 +253,12 @@ int seglog_cut(struct seglog *log, uint64_t index, struct err *err)
         atomic_fetch_sub(&log->used_len, log->segments[0].used_len);
         log->segments_n--;
         memmove(log->segments, log->segments + 1, log->segments_n * sizeof *log->segments);
-        log->base = log->segments[0].first - 1;
+        log->base = UINT64_MAX;
+        for (size_t i = 0; i < log->segments_n; i++) { /* as a start would find it */
+            uint64_t first = log->segments[i].first;
+            if (first && first - 1 < log->base)
+                log->base = first - 1;
+        }
         rc = seglog_dir_sync(log, err);
         if (rc)
             return rc;

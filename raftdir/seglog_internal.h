@@ -16,7 +16,7 @@
 
 struct seglog_segment {
     uint64_t number;
-    uint64_t first; /* of the first batch in it; 0: none yet */
+    uint64_t first; /* lowest index that a batch in it began with; 0: none yet */
     uint64_t last;  /* newest entry in it that no later batch has cut off; 0: none */
     uint64_t used_len;
 };

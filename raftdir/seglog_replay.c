@@ -28,10 +28,10 @@ void seglog_account(struct seglog *log, struct seglog_segment *current, uint64_t
         if (log->segments[i].last >= first)
             log->segments[i].last = first - 1;
     }
-    if (!current->first)
+    if (!current->first || first < current->first)
         current->first = first;
     current->last = first + n - 1;
-    if (log->empty)
+    if (log->empty || first <= log->base)
         log->base = first - 1;
     log->empty = false;
     log->last = first + n - 1;
@@ -57,13 +57,12 @@ static int batch_apply(struct replay *r, uint64_t first, uint32_t n, const uint8
     struct seglog *log = r->log;
     if (n == 0 || first == 0 || first > UINT64_MAX - n)
         return RAFTDIR_ECORRUPT;
-    if (!log->empty && (first > log->last + 1 || first <= log->base))
+    if (!log->empty && first > log->last + 1)
         return RAFTDIR_ECORRUPT;
+    /* At or below the base: the segments before, which held what this batch follows, were cut off later. */
     struct seglog_found *f = r->found;
-    if (!log->empty) {
-        while (log->base + f->entries_n >= first)
-            entry_unref(f->entries[--f->entries_n]);
-    }
+    while (f->entries_n && log->base + f->entries_n >= first)
+        entry_unref(f->entries[--f->entries_n]);
     for (uint32_t i = 0; i < n; i++) {
         if ((size_t)(end - p) < SEGLOG_ENTRY_HEADER_LEN)
             return RAFTDIR_ECORRUPT;

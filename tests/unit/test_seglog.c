@@ -1,0 +1,962 @@
+/* test_seglog.c - the log on disk against a model: every file call fails once, the power goes at every file call, every byte flips once.
+ *
+ * The disk: each hook does the call on real files (what a restarted process reads) and notes it. A power cut keeps what was synced, any 512-byte sectors of what
+ * was not, and the first few of the directory changes that were not. SEED=n replays. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "raftdir/seglog.h"
+#include "support_certs.h"
+
+#define SEGMENT_LEN 65536
+static const struct seglog_identity me = {.cluster_id = 0xc1, .incarnation = 3, .uuid = "0123456789abcde"};
+static char dir[256];
+
+static uint64_t rng;
+static uint32_t rnd(uint32_t n)
+{
+    rng = rng * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)((rng >> 33) % n);
+}
+
+/* --- The disk --- */
+
+struct change {
+    struct change *next;
+    bool is_write; /* else: the length becomes `at` (only longer, when `grow`) */
+    bool grow;
+    size_t at, len;
+    uint8_t data[];
+};
+struct file {
+    uint8_t *durable;
+    size_t len;
+    struct change *first, **last;
+};
+#define NAMES_MAX 64
+struct names {
+    struct {
+        char name[64];
+        struct file *file;
+    } at[NAMES_MAX];
+    size_t n;
+};
+struct name_change {
+    enum { CREATE, RENAME, UNLINK } kind;
+    char from[64], to[64];
+    struct file *file;
+};
+static struct disk {
+    struct file *files[1024];
+    size_t files_n;
+    struct names durable, now;
+    struct name_change pending[256];
+    size_t pending_n;
+    struct {
+        int fd;
+        struct file *file;
+    } open[64];
+    size_t open_n;
+    unsigned step, fail_at; /* 0: never */
+    int fail_errno;         /* 0: the power goes */
+    bool crashed, failed, failed_sync;
+} disk;
+
+static struct file *file_new(void)
+{
+    struct file *f = calloc(1, sizeof *f);
+    assert_non_null(f);
+    f->last = &f->first;
+    assert_true(disk.files_n < 1024);
+    disk.files[disk.files_n++] = f;
+    return f;
+}
+
+static void changes_drop(struct file *f)
+{
+    while (f->first) {
+        struct change *c = f->first;
+        f->first = c->next;
+        free(c);
+    }
+    f->last = &f->first;
+}
+
+static void length_set(struct file *f, size_t len)
+{
+    if (len > f->len) {
+        f->durable = realloc(f->durable, len);
+        assert_non_null(f->durable);
+        memset(f->durable + f->len, 0, len - f->len);
+    }
+    f->len = len;
+}
+
+static void change_apply(struct file *f, const struct change *c, bool torn)
+{
+    if (!c->is_write) {
+        if (!torn || rnd(2))
+            length_set(f, c->grow && f->len > c->at ? f->len : c->at);
+        return;
+    }
+    unsigned luck = torn ? rnd(4) : 0; /* 0: all of it, 1: nothing, else some */
+    for (size_t at = 0; at < c->len && luck != 1;) {
+        size_t n = 512 - (c->at + at) % 512;
+        if (n > c->len - at)
+            n = c->len - at;
+        if (luck == 0 || rnd(2)) {
+            if (f->len < c->at + at + n)
+                length_set(f, c->at + at + n);
+            memcpy(f->durable + c->at + at, c->data + at, n);
+        }
+        at += n;
+    }
+}
+
+static void file_sync(struct file *f, bool torn)
+{
+    for (struct change *c = f->first; c; c = c->next)
+        change_apply(f, c, torn);
+    changes_drop(f);
+}
+
+static void change_add(struct file *f, bool is_write, bool grow, size_t at, const void *data, size_t len)
+{
+    struct change *c = malloc(sizeof *c + len);
+    assert_non_null(c);
+    *c = (struct change){.is_write = is_write, .grow = grow, .at = at, .len = len};
+    if (len)
+        memcpy(c->data, data, len);
+    *f->last = c;
+    f->last = &c->next;
+}
+
+static struct file **name_find(struct names *n, const char *name)
+{
+    for (size_t i = 0; i < n->n; i++) {
+        if (strcmp(n->at[i].name, name) == 0)
+            return &n->at[i].file;
+    }
+    return NULL;
+}
+
+static void name_remove(struct names *n, const char *name)
+{
+    for (size_t i = 0; i < n->n; i++) {
+        if (strcmp(n->at[i].name, name) == 0) {
+            n->at[i] = n->at[--n->n];
+            return;
+        }
+    }
+}
+
+static void name_set(struct names *n, const char *name, struct file *f)
+{
+    name_remove(n, name);
+    assert_true(n->n < NAMES_MAX);
+    snprintf(n->at[n->n].name, sizeof n->at[0].name, "%s", name);
+    n->at[n->n++].file = f;
+}
+
+static void name_apply(struct names *n, const struct name_change *c)
+{
+    if (c->kind != CREATE)
+        name_remove(n, c->from);
+    if (c->kind != UNLINK)
+        name_set(n, c->to, c->file);
+}
+
+static void name_note(int kind, const char *from, const char *to, struct file *f)
+{
+    assert_true(disk.pending_n < 256);
+    struct name_change *c = &disk.pending[disk.pending_n++];
+    c->kind = kind;
+    c->file = f;
+    snprintf(c->from, sizeof c->from, "%s", from);
+    snprintf(c->to, sizeof c->to, "%s", to);
+    name_apply(&disk.now, c);
+}
+
+static const char *base(const char *path)
+{
+    return strrchr(path, '/') + 1;
+}
+
+static struct file *file_of(int fd)
+{
+    for (size_t i = 0; i < disk.open_n; i++) {
+        if (disk.open[i].fd == fd)
+            return disk.open[i].file;
+    }
+    return NULL; /* the directory */
+}
+
+/* True: this call fails (errno is set); nothing happens, or with a power cut something may be on its way. */
+static bool fails(bool *on_its_way_r)
+{
+    *on_its_way_r = false;
+    if (disk.crashed) {
+        errno = EIO;
+        return true;
+    }
+    if (++disk.step != disk.fail_at)
+        return false;
+    disk.failed = true;
+    disk.crashed = disk.fail_errno == 0;
+    *on_its_way_r = disk.crashed;
+    errno = disk.crashed ? EIO : disk.fail_errno;
+    return true;
+}
+
+static int h_open(void *data, const char *path, int flags)
+{
+    (void)data;
+    bool way;
+    if (fails(&way))
+        return -1;
+    int fd = open(path, flags | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -1;
+    struct file **known = name_find(&disk.now, base(path));
+    struct file *f = known ? *known : NULL;
+    if (!f) {
+        f = file_new();
+        name_note(CREATE, "", base(path), f);
+    } else if (flags & O_TRUNC) {
+        change_add(f, false, false, 0, NULL, 0);
+    }
+    assert_true(disk.open_n < 64);
+    disk.open[disk.open_n].fd = fd;
+    disk.open[disk.open_n++].file = f;
+    return fd;
+}
+
+static int h_close(void *data, int fd)
+{
+    (void)data;
+    for (size_t i = 0; i < disk.open_n; i++) {
+        if (disk.open[i].fd == fd) {
+            disk.open[i] = disk.open[--disk.open_n];
+            break;
+        }
+    }
+    return close(fd);
+}
+
+static ssize_t h_pwritev(void *data, int fd, const struct iovec *iov, int n, off_t at)
+{
+    (void)data;
+    bool way, bad = fails(&way);
+    if (bad && !way) {
+        /* A full disk is noticed midway. */
+        if (errno == ENOSPC && iov[0].iov_len > 512) {
+            assert_int_equal(pwrite(fd, iov[0].iov_base, 512, at), 512);
+            change_add(file_of(fd), true, false, (size_t)at, iov[0].iov_base, 512);
+            errno = ENOSPC;
+        }
+        return -1;
+    }
+    ssize_t total = 0;
+    for (int i = 0; i < n; i++) {
+        change_add(file_of(fd), true, false, (size_t)(at + total), iov[i].iov_base, iov[i].iov_len);
+        if (!bad)
+            assert_int_equal(pwrite(fd, iov[i].iov_base, iov[i].iov_len, at + total), iov[i].iov_len);
+        total += (ssize_t)iov[i].iov_len;
+    }
+    return bad ? -1 : total;
+}
+
+static int h_fsync(void *data, int fd)
+{
+    (void)data;
+    bool way;
+    if (fails(&way)) {
+        if (!way)
+            disk.failed_sync = true;
+        return -1;
+    }
+    struct file *f = file_of(fd);
+    if (f) {
+        file_sync(f, false);
+    } else {
+        disk.durable = disk.now;
+        disk.pending_n = 0;
+    }
+    return 0;
+}
+
+static int h_fallocate(void *data, int fd, off_t len)
+{
+    (void)data;
+    bool way;
+    if (fails(&way))
+        return -1;
+    change_add(file_of(fd), false, true, (size_t)len, NULL, 0);
+    int rc = posix_fallocate(fd, 0, len);
+    errno = rc;
+    return rc ? -1 : 0;
+}
+
+static int h_ftruncate(void *data, int fd, off_t len)
+{
+    (void)data;
+    bool way;
+    if (fails(&way) && !way)
+        return -1;
+    change_add(file_of(fd), false, false, (size_t)len, NULL, 0);
+    return way ? -1 : ftruncate(fd, len);
+}
+
+static int h_rename(void *data, const char *from, const char *to)
+{
+    (void)data;
+    bool way;
+    if (fails(&way) && !way)
+        return -1;
+    name_note(RENAME, base(from), base(to), *name_find(&disk.now, base(from)));
+    return way ? -1 : rename(from, to);
+}
+
+static int h_unlink(void *data, const char *path)
+{
+    (void)data;
+    bool way;
+    if (fails(&way) && !way)
+        return -1;
+    name_note(UNLINK, base(path), "", NULL);
+    return way ? -1 : unlink(path);
+}
+
+static const struct seglog_io hooks = {.open = h_open,
+                                       .close = h_close,
+                                       .pwritev = h_pwritev,
+                                       .fdatasync = h_fsync,
+                                       .fsync = h_fsync,
+                                       .fallocate = h_fallocate,
+                                       .ftruncate = h_ftruncate,
+                                       .rename = h_rename,
+                                       .unlink = h_unlink};
+static const struct seglog_options hooked = {.io = &hooks, .segment_len = SEGMENT_LEN};
+
+static void disk_reset(void)
+{
+    for (size_t i = 0; i < disk.files_n; i++) {
+        changes_drop(disk.files[i]);
+        free(disk.files[i]->durable);
+        free(disk.files[i]);
+    }
+    memset(&disk, 0, sizeof disk);
+}
+
+static void fresh(void)
+{
+    if (dir[0])
+        support_dir_remove(dir);
+    support_dir_make(dir, sizeof dir, "seglog");
+    disk_reset();
+}
+
+static void path_of(char path_r[512], const char *name)
+{
+    snprintf(path_r, 512, "%s/%s", dir, name);
+}
+
+static void file_put(const char *name, const uint8_t *data, size_t len)
+{
+    char path[512];
+    path_of(path, name);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, data, len), len);
+    close(fd);
+}
+
+/* The power went: the directory becomes what the disk holds. */
+static void power_cut(void)
+{
+    struct names left = disk.durable;
+    size_t n = disk.pending_n ? rnd((uint32_t)disk.pending_n + 1) : 0;
+    for (size_t i = 0; i < n; i++)
+        name_apply(&left, &disk.pending[i]);
+    for (size_t i = 0; i < disk.files_n; i++)
+        file_sync(disk.files[i], true);
+    support_dir_remove(dir);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    for (size_t i = 0; i < left.n; i++)
+        file_put(left.at[i].name, left.at[i].file->durable, left.at[i].file->len);
+    /* Files without a name any more are only memory. */
+    disk.durable = disk.now = left;
+    disk.pending_n = disk.open_n = 0;
+}
+
+/* --- The model --- */
+
+#define ENTRIES_MAX 4000
+struct model {
+    struct {
+        uint64_t term, seed;
+        uint32_t len;
+    } at[ENTRIES_MAX]; /* by index */
+    uint64_t last;     /* 0: empty */
+    uint64_t cut;      /* entries up to here may be gone */
+    uint64_t term, voted_for;
+};
+static struct model acked, maybe; /* maybe: with the call that didn't return 0 */
+
+static void fill(uint8_t *p, uint32_t len, uint64_t seed)
+{
+    for (uint32_t i = 0; i < len; i++)
+        p[i] = (uint8_t)((seed * 2654435761u + i * 40503u) >> 7);
+}
+
+static struct entry *entry_make(uint64_t index, uint64_t term, uint32_t len, uint64_t seed)
+{
+    struct entry *e = entry_create(index, term, 1, NULL, len);
+    assert_non_null(e);
+    fill(e->data, len, seed);
+    return e;
+}
+
+static struct log_batch *batch_make(struct model *m, uint64_t first, unsigned n, uint32_t len_max)
+{
+    struct log_batch *b = calloc(1, sizeof *b);
+    assert_non_null(b);
+    b->first = first;
+    b->n = n;
+    b->entries = calloc(n, sizeof *b->entries);
+    assert_non_null(b->entries);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t index = first + i, seed = rnd(1000000);
+        uint32_t len = rnd(len_max + 1);
+        assert_true(index < ENTRIES_MAX);
+        m->at[index].term = m->term + 1;
+        m->at[index].seed = seed;
+        m->at[index].len = len;
+        b->entries[i] = entry_make(index, m->term + 1, len, seed);
+    }
+    m->last = first + n - 1;
+    return b;
+}
+
+static void batches_free(struct log_batch *b)
+{
+    while (b) {
+        struct log_batch *next = b->next;
+        for (unsigned i = 0; i < b->n; i++)
+            entry_unref(b->entries[i]);
+        free(b->entries);
+        free(b);
+        b = next;
+    }
+}
+
+static bool found_is(const struct seglog_found *f, const struct model *m)
+{
+    if (f->term != m->term || f->voted_for != m->voted_for)
+        return false;
+    if (!m->last)
+        return f->entries_n == 0;
+    if (!f->entries_n || f->first > m->cut + 1 || f->first + f->entries_n - 1 != m->last)
+        return false;
+    for (size_t i = 0; i < f->entries_n; i++) {
+        uint64_t index = f->first + i;
+        const struct entry *e = f->entries[i];
+        if (e->index != index || e->term != m->at[index].term || e->len != m->at[index].len || e->type != 1)
+            return false;
+        uint8_t *want = malloc(e->len + 1);
+        assert_non_null(want);
+        fill(want, e->len, m->at[index].seed);
+        bool same = memcmp(want, e->data, e->len) == 0;
+        free(want);
+        if (!same)
+            return false;
+    }
+    return true;
+}
+
+static const char *const DIFFERS = "what was found is neither the acknowledged log nor that with the last write";
+
+/* --- One random life --- */
+
+static struct seglog *slog;
+
+/* 0, or the code of the call that failed; `maybe` then tells what it wanted. */
+static int one_step(struct err *err)
+{
+    maybe = acked;
+    int rc = 0;
+    switch (rnd(12)) {
+    case 0:
+    case 1:
+        maybe.voted_for = rnd(3) + 1;
+        maybe.term++;
+        rc = seglog_vote(slog, maybe.term, maybe.voted_for, err);
+        break;
+    case 2:
+        if (acked.last) {
+            uint64_t index = rnd((uint32_t)acked.last + 1);
+            maybe.cut = acked.cut = index > acked.cut ? index : acked.cut;
+            rc = seglog_cut(slog, index, err);
+        }
+        break;
+    case 3: {
+        struct seglog_found found;
+        seglog_close(&slog);
+        rc = seglog_open_with(dir, &me, &hooked, &slog, &found, err);
+        if (!rc) {
+            if (!found_is(&found, &acked))
+                fail_msg("%s", DIFFERS);
+            seglog_found_clear(&found);
+        }
+        break;
+    }
+    default: {
+        struct log_batch *list = NULL, **end = &list;
+        for (int i = (int)rnd(3); i >= 0; i--) {
+            uint64_t first = maybe.last + 1;
+            if (maybe.last > maybe.cut && rnd(4) == 0)
+                first = maybe.cut + 1 + rnd((uint32_t)(maybe.last - maybe.cut));
+            *end = batch_make(&maybe, first, 1 + rnd(4), rnd(3) ? 300 : 4000);
+            end = &(*end)->next;
+        }
+        rc = seglog_write(slog, list, err);
+        if (rc == RAFTDIR_ENOSPC && !disk.crashed) { /* room was made: the same again */
+            rc = seglog_write(slog, list, err);
+            if (!rc && disk.failed_sync)
+                fail_msg("a write passed after a failed sync");
+        }
+        batches_free(list);
+    }
+    }
+    if (!rc)
+        acked = maybe;
+    return rc;
+}
+
+/* Opens what is left, which must be acked or maybe; goes on from there. */
+static void reopen(const struct seglog_options *o)
+{
+    struct seglog_found found;
+    struct err err = {0};
+    int rc = seglog_open_with(dir, &me, o, &slog, &found, &err);
+    if (rc)
+        fail_msg("open: %s: %s", err_name(rc), err.text);
+    if (found_is(&found, &maybe))
+        acked = maybe;
+    else if (!found_is(&found, &acked))
+        fail_msg("%s (found %zu from %llu, term %llu; acked up to %llu, term %llu)", DIFFERS, found.entries_n, (unsigned long long)found.first,
+                 (unsigned long long)found.term, (unsigned long long)acked.last, (unsigned long long)acked.term);
+    seglog_found_clear(&found);
+}
+
+/* A life of `steps` with one fault at file call `fail_at`. Returns the number of file calls. */
+static unsigned life(uint64_t seed, unsigned steps, unsigned fail_at, int fail_errno)
+{
+    fresh();
+    rng = seed;
+    memset(&acked, 0, sizeof acked);
+    maybe = acked;
+    disk.fail_at = fail_at;
+    disk.fail_errno = fail_errno;
+    struct err err = {0};
+    struct seglog_found found;
+    slog = NULL;
+    int rc = seglog_open_with(dir, &me, &hooked, &slog, &found, &err);
+    if (!rc)
+        seglog_found_clear(&found);
+    for (unsigned i = 0; i < steps && !rc; i++)
+        rc = one_step(&err);
+    if (rc && !disk.failed)
+        fail_msg("seed %llu: %s: %s", (unsigned long long)seed, err_name(rc), err.text);
+    if (rc && disk.failed_sync && slog) { /* final */
+        static struct model scratch;
+        scratch = acked;
+        struct log_batch *b = batch_make(&scratch, acked.last + 1, 1, 10);
+        assert_int_equal(seglog_write(slog, b, NULL), RAFTDIR_EIO);
+        assert_int_equal(seglog_vote(slog, acked.term + 1, 1, NULL), RAFTDIR_EIO);
+        assert_int_equal(seglog_cut(slog, 1, NULL), RAFTDIR_EIO);
+        batches_free(b);
+    }
+    unsigned calls = disk.step;
+    disk.fail_at = 0;
+    if (!fail_at) {
+        seglog_close(&slog);
+        reopen(&hooked);
+        seglog_close(&slog);
+        return calls;
+    }
+    return calls;
+}
+
+static void sweep(int fail_errno, unsigned seeds)
+{
+    const char *env = getenv("SEED");
+    uint64_t seed0 = env ? strtoull(env, NULL, 0) : 1;
+    for (uint64_t seed = seed0; seed < seed0 + (env ? 1 : seeds); seed++) {
+        unsigned calls = life(seed, 25, 0, 0);
+        for (unsigned at = 1; at <= calls; at++) {
+            life(seed, 25, at, fail_errno);
+            if (!disk.failed) { /* the last calls are those of the close */
+                seglog_close(&slog);
+                continue;
+            }
+            bool process_only = fail_errno && rnd(2); /* the process dies, the machine doesn't */
+            if (disk.crashed || !process_only) {
+                disk.crashed = true; /* closing must not repair anything */
+                seglog_close(&slog);
+                power_cut();
+            } else {
+                disk.crashed = true;
+                seglog_close(&slog);
+            }
+            disk.crashed = disk.failed = disk.failed_sync = false;
+            disk.fail_at = 0;
+            reopen(&hooked);
+            /* What is written behind a cut tail is never confused with it. */
+            struct err err = {0};
+            for (int i = 0; i < 4; i++) {
+                int rc = one_step(&err);
+                if (rc)
+                    fail_msg("seed %llu call %u: after the fault: %s", (unsigned long long)seed, at, err.text);
+            }
+            disk.crashed = true;
+            seglog_close(&slog);
+            power_cut();
+            disk.crashed = false;
+            maybe = acked;
+            reopen(&hooked);
+            seglog_close(&slog);
+        }
+        printf("seed %llu: %u file calls\n", (unsigned long long)seed, calls);
+    }
+}
+
+static void power_cuts(void **state)
+{
+    (void)state;
+    sweep(0, 12);
+}
+
+static void io_errors(void **state)
+{
+    (void)state;
+    sweep(EIO, 6);
+}
+
+static void full_disk(void **state)
+{
+    (void)state;
+    sweep(ENOSPC, 6);
+}
+
+/* Many lives without a fault: segments roll, are cut, are reopened. */
+static void model_random(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 100; seed < 112; seed++)
+        life(seed, 150, 0, 0);
+}
+
+/* --- Cases --- */
+
+static void small_log(unsigned frames, bool closed)
+{
+    fresh();
+    rng = 5;
+    memset(&acked, 0, sizeof acked);
+    static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
+    struct seglog_found found;
+    assert_int_equal(seglog_open_with(dir, &me, &o, &slog, &found, NULL), 0);
+    seglog_found_clear(&found);
+    for (unsigned i = 0; i < frames; i++) {
+        struct log_batch *b = batch_make(&acked, acked.last + 1, 2, 60);
+        assert_int_equal(seglog_write(slog, b, NULL), 0);
+        batches_free(b);
+    }
+    acked.term = 4;
+    acked.voted_for = 2;
+    assert_int_equal(seglog_vote(slog, 4, 2, NULL), 0);
+    maybe = acked;
+    if (closed)
+        seglog_close(&slog);
+}
+
+static uint8_t *file_get(const char *name, size_t *len_r)
+{
+    char path[512];
+    path_of(path, name);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    uint8_t *p = malloc(1 << 20);
+    assert_non_null(p);
+    *len_r = fread(p, 1, 1 << 20, f);
+    fclose(f);
+    return p;
+}
+
+#define SEGMENT_1 "00000000000000000001.seg"
+
+/* Each byte that carries something, changed. `frames` data frames; then a seal when the log was closed. */
+static void flip_bytes(bool closed)
+{
+    const unsigned frames = 3;
+    small_log(frames, closed);
+    size_t seg_len, vote_len;
+    uint8_t *seg = file_get(SEGMENT_1, &seg_len), *vote = file_get("vote", &vote_len);
+    if (!closed)
+        seglog_close(&slog); /* the files are put back below */
+    struct model whole = acked, shorter = acked;
+    shorter.last -= 2;
+    unsigned torn = 0, corrupt = 0, harmless = 0;
+    size_t at = 0, end = 4096 * (1 + frames + closed);
+    while (at < end + vote_len) {
+        bool in_vote = at >= end;
+        size_t pos = in_vote ? at - end : at;
+        file_put(SEGMENT_1, seg, seg_len);
+        file_put("vote", vote, vote_len);
+        uint8_t *p = in_vote ? vote : seg;
+        uint8_t bit = (uint8_t)(1u << (pos % 8));
+        p[pos] ^= bit;
+        file_put(in_vote ? "vote" : SEGMENT_1, p, in_vote ? vote_len : seg_len);
+        p[pos] ^= bit;
+        struct seglog_found found;
+        struct err err = {0};
+        int rc = seglog_open_with(dir, &me, &hooked, &slog, &found, &err);
+        size_t block = pos / 4096;
+        bool last_data = !in_vote && !closed && block == frames;
+        if (rc) {
+            if ((rc != RAFTDIR_ECORRUPT && rc != RAFTDIR_EVERSION) || in_vote || last_data)
+                fail_msg("byte %zu of %s: %s: %s", pos, in_vote ? "vote" : "segment", err_name(rc), err.text);
+            corrupt++;
+        } else if (found_is(&found, &whole)) {
+            harmless++; /* padding, the seal, or one of the vote's two slots */
+            if (!in_vote && pos % 4096 < 48 && !(closed && block == frames + 1))
+                fail_msg("byte %zu of a header changed, and nobody noticed", pos);
+        } else if (last_data && found_is(&found, &shorter) && found.torn_len) {
+            torn++; /* what can't be decided: top of seglog.c */
+        } else {
+            fail_msg("byte %zu of %s: a wrong log was found", pos, in_vote ? "vote" : "segment");
+        }
+        if (!rc) {
+            seglog_found_clear(&found);
+            seglog_close(&slog);
+        }
+        disk_reset();
+        /* Headers and payloads byte by byte; of the padding a few. */
+        size_t left = 4096 - pos % 4096;
+        at += pos % 4096 < 280 ? 1 : left < 509 ? left : 509;
+    }
+    printf("corrupt %u, torn %u, harmless %u\n", corrupt, torn, harmless);
+    assert_true(corrupt > 3 * 70);
+    assert_int_equal(torn > 70, !closed);
+    free(seg);
+    free(vote);
+}
+
+static void flips(void **state)
+{
+    (void)state;
+    flip_bytes(false);
+}
+
+static void flips_after_close(void **state)
+{
+    (void)state;
+    flip_bytes(true);
+}
+
+static int open_code(const struct seglog_identity *who, char *text_r)
+{
+    struct seglog_found found;
+    struct err err = {0};
+    int rc = seglog_open(dir, who, &slog, &found, &err);
+    if (!rc) {
+        seglog_found_clear(&found);
+        seglog_close(&slog);
+    }
+    strcpy(text_r, err.text);
+    return rc;
+}
+
+static void foreign(void **state)
+{
+    (void)state;
+    char text[ERR_TEXT_LEN];
+    small_log(2, true);
+    struct seglog_identity other = me;
+    other.cluster_id++;
+    assert_int_equal(open_code(&other, text), RAFTDIR_EFOREIGN);
+    other = me;
+    other.incarnation++;
+    assert_int_equal(open_code(&other, text), RAFTDIR_EFOREIGN);
+    other = me;
+    other.uuid[3] ^= 1;
+    assert_int_equal(open_code(&other, text), RAFTDIR_EFOREIGN);
+    assert_int_equal(open_code(&me, text), 0);
+}
+
+static void missing_files(void **state)
+{
+    (void)state;
+    char text[ERR_TEXT_LEN], path[512];
+    small_log(2, true);
+    path_of(path, "vote");
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    assert_non_null(strstr(text, "vote"));
+    small_log(2, true);
+    path_of(path, SEGMENT_1);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    /* One in the middle, by many segments. */
+    small_log(40, true);
+    path_of(path, "00000000000000000002.seg");
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    assert_non_null(strstr(text, "is missing"));
+    /* The end of one that isn't the newest. */
+    small_log(40, true);
+    size_t len;
+    uint8_t *p = file_get(SEGMENT_1, &len);
+    memset(p + len - 4096, 0, 4096);
+    file_put(SEGMENT_1, p, len);
+    free(p);
+    assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    /* Another version. */
+    small_log(1, true);
+    p = file_get(SEGMENT_1, &len);
+    p[8] = 9;
+    file_put(SEGMENT_1, p, len);
+    free(p);
+    assert_int_equal(open_code(&me, text), RAFTDIR_EVERSION);
+}
+
+static void bad_calls(void **state)
+{
+    (void)state;
+    small_log(2, false);
+    struct model m = acked;
+    struct err err;
+    struct log_batch *b = batch_make(&m, acked.last + 2, 1, 10);
+    assert_int_equal(seglog_write(slog, b, &err), RAFTDIR_EINVAL);
+    batches_free(b);
+    assert_int_equal(seglog_write(slog, NULL, &err), RAFTDIR_EINVAL);
+    b = batch_make(&m, acked.last + 1, 1, 10);
+    entry_unref(b->entries[0]);
+    b->entries[0] = entry_make(acked.last + 1, 1, SEGMENT_LEN, 1);
+    assert_int_equal(seglog_write(slog, b, &err), RAFTDIR_ETOOBIG);
+    batches_free(b);
+    assert_int_equal(seglog_vote(slog, 3, 1, &err), RAFTDIR_EINVAL);
+    assert_int_equal(seglog_vote(slog, 4, 1, &err), RAFTDIR_EINVAL);
+    assert_int_equal(seglog_vote(slog, 4, 2, &err), 0);
+    assert_true(seglog_used_len(slog) >= 3 * 4096 && seglog_used_len(slog) < SEGMENT_LEN);
+    seglog_close(&slog);
+    reopen(NULL);
+    seglog_close(&slog);
+}
+
+/* seglog/cut: old segments go, the newest entries stay, whatever index is given. */
+static void cuts(void **state)
+{
+    (void)state;
+    small_log(60, false);
+    uint64_t before = seglog_used_len(slog);
+    assert_int_equal(seglog_cut(slog, acked.last, NULL), 0);
+    assert_true(seglog_used_len(slog) < before);
+    acked.cut = maybe.cut = acked.last;
+    seglog_close(&slog);
+    struct seglog_found found;
+    assert_int_equal(seglog_open(dir, &me, &slog, &found, NULL), 0);
+    assert_true(found.first > 30 && found.entries_n > 0 && found_is(&found, &acked));
+    seglog_found_clear(&found);
+    seglog_close(&slog);
+    char path[512];
+    path_of(path, SEGMENT_1);
+    assert_int_equal(access(path, F_OK), -1);
+}
+
+/* seglog/begins_anywhere: after an image was installed the log begins behind it. */
+static void begins_anywhere(void **state)
+{
+    (void)state;
+    fresh();
+    memset(&acked, 0, sizeof acked);
+    struct seglog_found found;
+    assert_int_equal(seglog_open(dir, &me, &slog, &found, NULL), 0);
+    assert_int_equal(found.first, 1);
+    seglog_found_clear(&found);
+    struct log_batch *b = batch_make(&acked, 1000, 3, 10);
+    assert_int_equal(seglog_write(slog, b, NULL), 0);
+    batches_free(b);
+    b = batch_make(&maybe, 999, 1, 10);
+    assert_int_equal(seglog_write(slog, b, NULL), RAFTDIR_EINVAL);
+    batches_free(b);
+    seglog_close(&slog);
+    assert_int_equal(seglog_open(dir, &me, &slog, &found, NULL), 0);
+    assert_int_equal(found.first, 1000);
+    assert_int_equal(found.entries_n, 3);
+    seglog_found_clear(&found);
+    seglog_close(&slog);
+}
+
+static void *voter(void *data)
+{
+    (void)data;
+    for (uint64_t term = 5; term < 105; term++) {
+        if (seglog_vote(slog, term, 1, NULL))
+            return (void *)1;
+    }
+    return NULL;
+}
+
+/* seglog/vote_beside_write: from another thread. */
+static void vote_beside_write(void **state)
+{
+    (void)state;
+    small_log(1, false);
+    pthread_t t;
+    assert_int_equal(pthread_create(&t, NULL, voter, NULL), 0);
+    for (int i = 0; i < 100; i++) {
+        struct log_batch *b = batch_make(&acked, acked.last + 1, 1, 50);
+        assert_int_equal(seglog_write(slog, b, NULL), 0);
+        batches_free(b);
+    }
+    void *rc;
+    pthread_join(t, &rc);
+    assert_null(rc);
+    acked.term = 104;
+    acked.voted_for = 1;
+    maybe = acked;
+    seglog_close(&slog);
+    reopen(NULL);
+    seglog_close(&slog);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    if (dir[0])
+        support_dir_remove(dir);
+    disk_reset();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(model_random), cmocka_unit_test(power_cuts),        cmocka_unit_test(io_errors),       cmocka_unit_test(full_disk),
+        cmocka_unit_test(flips),        cmocka_unit_test(flips_after_close), cmocka_unit_test(foreign),         cmocka_unit_test(missing_files),
+        cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
+    };
+    return cmocka_run_group_tests_name("seglog", tests, NULL, teardown);
+}
