@@ -248,8 +248,8 @@ int guard_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_me
     if (metadata->index <= r->trail.snapshot.index || r->snapshot.installing)
         return 0; /* strictly increasing (ordering rule 7) */
     if (metadata->index > r->commit_index || guard_trail_term(r, metadata->index) != metadata->term)
-        return guard_fail(g, RAFTDIR_ECORRUPT, err, "state %llu of term %llu is reported as durable, but commit is %llu and the log says term %llu", metadata->index,
-                          metadata->term, r->commit_index, guard_trail_term(r, metadata->index));
+        return guard_fail(g, RAFTDIR_ECORRUPT, err, "state %llu of term %llu is reported as durable, but commit is %llu and the log says term %llu",
+                          metadata->index, metadata->term, r->commit_index, guard_trail_term(r, metadata->index));
     memset(&s, 0, sizeof s);
     s.event.type = RAFT_SNAPSHOT;
     s.event.snapshot.metadata = *metadata;

@@ -6,13 +6,14 @@
  * Time is monotonic milliseconds, never smaller than before.
  *
  * Ownership inside on_update: everything in the update is borrowed until on_update returns; the guard frees what the core handed out.
- * - entries: replace the log from update.entries.index on. The bufs of submitted and received entries are the very pointers that the caller gave to guard_submit or
- *   guard_receive, so that it can recognise its own; any other buf is the core's or the guard's (the barrier of a new leader, an encoded CHANGE) and must be copied.
- *   `batch` is none of the driver's business. Their term is set.
- * - messages: AppendEntries has no entries, only prev_log_index and n_entries: fill them from the log at that moment. InstallSnapshot has an empty conf and no data.
- *   server_address may be used during the call only.
+ * - entries: replace the log from update.entries.index on. The bufs of submitted and received entries are the very pointers that the caller gave to
+ * guard_submit or guard_receive, so that it can recognise its own; any other buf is the core's or the guard's (the barrier of a new leader, an encoded CHANGE)
+ * and must be copied. `batch` is none of the driver's business. Their term is set.
+ * - messages: AppendEntries has no entries, only prev_log_index and n_entries: fill them from the log at that moment. InstallSnapshot has an empty conf and no
+ * data. server_address may be used during the call only.
  * - snapshot: metadata.configuration is borrowed too (freed by the guard); chunk is empty.
- * After a negative return of on_update nothing more is stepped, now or later. The same holds after every other fatal error: each later call returns its code. */
+ * After a negative return of on_update nothing more is stepped, now or later. The same holds after every other fatal error: each later call returns its code.
+ */
 #ifndef RAFTDIR_GUARD_H
 #define RAFTDIR_GUARD_H
 #include <raft.h>
@@ -21,7 +22,7 @@
 #include "err.h"
 
 #if RAFT_VERSION_NUMBER != 2201
-#error "raftdir's guards are for libraft 0.22.1 exactly. Install that version (bookworm-backports, trixie); another one is admitted only after the guard tests and the simulation have passed on it."
+#error "raftdir's guards are for libraft 0.22.1 exactly (bookworm-backports, trixie). raftdir/GUARDS.md says how another version is admitted."
 #endif
 
 /* Bits to switch single guards off: tests only. The numbers are the rows of the table in raftdir/GUARDS.md. */
@@ -67,11 +68,11 @@ struct guard_options {
 
 /* What the guard dropped or altered since it was made: for metrics, and for tests that want to know that a guard was at work. */
 struct guard_counts {
-    uint64_t malformed;       /* messages that no correct peer sends */
-    uint64_t strangers;       /* messages of non-members */
+    uint64_t malformed; /* messages that no correct peer sends */
+    uint64_t strangers; /* messages of non-members */
     uint64_t late_rejections;
-    uint64_t trimmed;         /* AppendEntries that began below our log */
-    uint64_t changes_held;    /* AppendEntries with a CHANGE that wasn't stored here yet */
+    uint64_t trimmed;      /* AppendEntries that began below our log */
+    uint64_t changes_held; /* AppendEntries with a CHANGE that wasn't stored here yet */
 };
 
 struct guard_start {
@@ -88,27 +89,29 @@ void guard_destroy(struct guard **guard);
 struct raft *guard_raft(struct guard *g); /* to read, never to step */
 const struct guard_counts *guard_counts(const struct guard *g);
 
-/* All return 0 or a negative RAFTDIR_E*. After an error other than from guard_submit, guard_change, guard_transfer and guard_catch_up the node must stop. */
+/* All return 0 or a negative RAFTDIR_E*. After an error other than from guard_submit, guard_change, guard_transfer and guard_catch_up the node must
+ * stop. If one of theirs is final (no memory, the driver's own), the next call of any other says so. */
 int guard_start(struct guard *g, raft_time now, const struct guard_start *start, struct err *err);
 int guard_timeout(struct guard *g, raft_time now, struct err *err);
-/* `m` as received from server m->server_id (authenticated); altered in places. server_address may be NULL, and is copied. AppendEntries' entries: buf borrowed for the
- * call, batch ignored (the guard makes its own). InstallSnapshot's conf is taken, always; its data is ignored. What is malformed or not the sender's business is
- * counted and dropped, without an error. */
+/* `m` as received from server m->server_id (authenticated); altered in places. server_address may be NULL, and is copied. AppendEntries' entries: buf borrowed
+ * for the call, batch ignored (the guard makes its own). InstallSnapshot's conf is taken, always; its data is ignored. What is malformed or not the sender's
+ * business is counted and dropped, without an error. */
 int guard_receive(struct guard *g, raft_time now, struct raft_message *m, struct err *err);
 /* Everything up to `index` is stored. Ignored when that is no news or while an image is being installed. Completions of entries that were cut off since
  * are the driver's to sort out. */
 int guard_persisted_entries(struct guard *g, raft_time now, raft_index index, struct err *err);
 /* The image that an update told to install is durable. The configuration is copied. */
 int guard_persisted_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_metadata *metadata, struct err *err);
-/* The applied state at metadata->index is durable: the core forgets its trail but for the last `trailing` entries before it. The configuration is copied. Ignored
- * unless the index is higher than the last time. */
+/* The applied state at metadata->index is durable: the core forgets its trail but for the last `trailing` entries before it. The configuration is copied.
+ * Ignored unless the index is higher than the last time. */
 int guard_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_metadata *metadata, unsigned trailing, struct err *err);
 /* A CHANGE was applied. Ignored where the core has been told already. */
 int guard_configuration(struct guard *g, raft_time now, raft_index index, const void *data, size_t len, struct err *err);
 /* RAFT_COMMAND or RAFT_BARRIER payloads; buf borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (transfer in progress). */
 int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, struct err *err);
 /* A new configuration, with every precheck: leader, no transfer, a commit of this term, no change in progress, one server changed, not this one removed or
- * demoted; and, unless it removes or demotes, every voter holds the last committed change. Borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again), RAFTDIR_EINVAL, RAFTDIR_ELIMIT. */
+ * demoted; and, unless it removes or demotes, every voter holds the last committed change. Borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again),
+ * RAFTDIR_EINVAL, RAFTDIR_ELIMIT. */
 int guard_change(struct guard *g, raft_time now, const struct raft_configuration *conf, struct err *err);
 /* Starts to catch a standby up; raft_catch_up() tells how it goes, and a change is refused until it has ended. */
 int guard_catch_up(struct guard *g, raft_time now, raft_id id, struct err *err);

@@ -1,7 +1,7 @@
 /* guard_change.c - membership: changes, catch-up, transfer, applied configurations. See guard.h.
  *
- * An encoded configuration is the core's own format: a byte 1 (version), u64 count, then per server u64 id, address with a zero at its end, a byte role (0 standby,
- * 1 voter, 2 spare), padded with zeros to a multiple of 8; integers little-endian. The core decodes it without checking lengths. */
+ * An encoded configuration is the core's own format: a byte 1 (version), u64 count, then per server u64 id, address with a zero at its end, a byte role (0
+ * standby, 1 voter, 2 spare), padded with zeros to a multiple of 8; integers little-endian. The core decodes it without checking lengths. */
 #include <string.h>
 #include "guard_internal.h"
 #include "limits.h"
@@ -183,8 +183,8 @@ static int check_change(struct guard *g, const struct raft_configuration *new, s
         return rc;
     if (guard_on(g, GUARD_NO_SELF_REMOVAL) && (!self || self->role != RAFT_VOTER))
         return err_set(err, RAFTDIR_EINVAL, "the leader can't remove or demote itself: transfer the leadership first");
-    /* A server may only come in, or get a vote, when every voter knows the configuration before: a voter that has never heard of the standby that became a voter would
-     * refuse its connections. Taking one out needs no such knowledge, and has to be possible while the others that are to go are dead, too. */
+    /* A server may only come in, or get a vote, when every voter knows the configuration before: a voter that has never heard of the standby that became a
+     * voter would refuse its connections. Taking one out needs no such knowledge, and has to be possible while the others that are to go are dead, too. */
     bool shrinks = new->n < old->n || guard_voters(new) < guard_voters(old);
     if (guard_on(g, GUARD_CHANGE_KNOWN) && !shrinks)
         for (unsigned i = 0; i < old->n; i++) {
@@ -192,8 +192,8 @@ static int check_change(struct guard *g, const struct raft_configuration *new, s
             if (old->servers[i].role != RAFT_VOTER || old->servers[i].id == r->id)
                 continue;
             if (raft_match_index(r, old->servers[i].id, &match) || match < r->configuration_committed_index)
-                return err_set(err, RAFTDIR_EBUSY, "server %llu has not stored the last change yet (entry %llu); remove it first if it is gone", old->servers[i].id,
-                               r->configuration_committed_index);
+                return err_set(err, RAFTDIR_EBUSY, "server %llu has not stored the last change yet (entry %llu); remove it first if it is gone",
+                               old->servers[i].id, r->configuration_committed_index);
         }
     return 0;
 }
@@ -248,9 +248,26 @@ int guard_catch_up(struct guard *g, raft_time now, raft_id id, struct err *err)
      * as unresponsive in an idle cluster: so there is something new. */
     if (raft_match_index(r, id, &match) || match < guard_trail_last(r))
         return 0;
-    static const uint64_t zero;
-    struct raft_entry barrier = {.type = RAFT_BARRIER, .buf = {.base = (void *)(uintptr_t)&zero, .len = sizeof zero}};
-    return guard_step_submit(g, now, &barrier, 1, NULL, err);
+    return guard_step_barrier(g, now, err);
+}
+
+/* The other voter that holds most of the log; 0: there is none. The core's own choice, unless somebody holds all of it, is the last in the list, even if dead.
+ */
+static raft_id best_transferee(const struct raft *r)
+{
+    raft_id best = 0;
+    raft_index best_match = 0;
+    for (unsigned i = 0; i < r->configuration.n; i++) {
+        const struct raft_server *s = &r->configuration.servers[i];
+        raft_index match = 0;
+        if (s->role != RAFT_VOTER || s->id == r->id || raft_match_index(r, s->id, &match))
+            continue;
+        if (!best || match > best_match) {
+            best = s->id;
+            best_match = match;
+        }
+    }
+    return best;
 }
 
 int guard_transfer(struct guard *g, raft_time now, raft_id id, struct err *err)
@@ -263,7 +280,7 @@ int guard_transfer(struct guard *g, raft_time now, raft_id id, struct err *err)
         return rc;
     if (id && (!server || server->role != RAFT_VOTER || id == r->id))
         return err_set(err, RAFTDIR_EINVAL, "server %llu is not another voter", id);
-    if (!id && guard_voters(&r->configuration) == 1)
+    if (!id && !(id = best_transferee(r)))
         return err_set(err, RAFTDIR_EINVAL, "there is no other voter to transfer the leadership to");
     memset(&s, 0, sizeof s);
     s.event.type = RAFT_TRANSFER;

@@ -21,11 +21,11 @@ struct guard {
 /* What a step was about, and what came of it. */
 struct guard_step {
     struct raft_event event;
-    bool stale;         /* the message is of a term below ours */
-    bool own_vote;      /* our own RequestVote to ourselves */
-    bool new_term;      /* START in a term that isn't stored yet */
-    raft_time timer;    /* own_vote: election_timer_start is put back to this */
-    bool rejected;      /* out: the answer is a rejection of entries */
+    bool stale;      /* the message is of a term below ours */
+    bool own_vote;   /* our own RequestVote to ourselves */
+    bool new_term;   /* START in a term that isn't stored yet */
+    raft_time timer; /* own_vote: election_timer_start is put back to this */
+    bool rejected;   /* out: the answer is a rejection of entries */
 };
 
 static inline bool guard_on(const struct guard *g, enum guard_bit bit)
@@ -41,6 +41,7 @@ int guard_fail(struct guard *g, int code, struct err *err, const char *fmt, ...)
 
 /* Steps SUBMIT for entries of the current term; their buf stays the caller's. */
 int guard_step_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, int *refused, struct err *err);
+int guard_step_barrier(struct guard *g, raft_time now, struct err *err);
 int guard_step_configuration(struct guard *g, raft_time now, raft_index index, const void *data, size_t len, struct err *err);
 
 /* The core's trail of indexes and terms, read without its private functions. Term 0: not known (compacted, or past the end). */

@@ -100,8 +100,8 @@ static int tell_previous_change(struct guard *g, raft_time now, raft_index prev,
     return guard_step_configuration(g, now, index, e->buf.base, e->buf.len, err);
 }
 
-static int step_append(struct guard *g, raft_time now, const struct raft_message *whole, raft_index prev, raft_term prev_term,
-                       const struct raft_entry *entries, unsigned n, struct guard_step *s, struct err *err)
+static int step_append(struct guard *g, raft_time now, const struct raft_message *whole, raft_index prev, raft_term prev_term, const struct raft_entry *entries,
+                       unsigned n, struct guard_step *s, struct err *err)
 {
     struct raft_message m = *whole;
     struct raft_entry *batch = NULL;

@@ -111,7 +111,7 @@ static bool has_barrier(const struct raft_update *u)
     return false;
 }
 
-static int submit_barrier(struct guard *g, raft_time now, struct err *err)
+int guard_step_barrier(struct guard *g, raft_time now, struct err *err)
 {
     static const uint64_t zero;
     struct raft_entry barrier = {.type = RAFT_BARRIER, .buf = {.base = (void *)(uintptr_t)&zero, .len = sizeof zero}};
@@ -158,7 +158,7 @@ int guard_step(struct guard *g, raft_time now, struct guard_step *s, int *refuse
     if (rc < 0)
         return guard_fail(g, rc, err, "the driver failed to carry out an update: %s", err_text(rc));
     if (elected && !barrier && guard_on(g, GUARD_BARRIER))
-        return submit_barrier(g, now, err);
+        return guard_step_barrier(g, now, err);
     return 0;
 }
 

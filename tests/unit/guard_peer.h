@@ -48,7 +48,7 @@ struct peer {
     unsigned flags;      /* all update flags since they were last zeroed */
     int fail_next;       /* on_update returns this once */
     unsigned updates;
-    const void *last_buf; /* the first entry's, as handed to on_update */
+    const void *last_buf;                    /* the first entry's, as handed to on_update */
     struct raft_snapshot_metadata installed; /* of the last UPDATE_SNAPSHOT, without its configuration */
 };
 
@@ -339,8 +339,13 @@ PEER_FN raft_term peer_applied_term(void *data)
 
 PEER_FN void peer_create(struct peer *p)
 {
-    struct guard_options o = {.id = p->id, .address = "self", .seed = (unsigned)p->id * 7919, .election_timeout_ms = ELECTION_MS,
-                              .heartbeat_ms = BEAT_MS, .max_inflight_entries = 64, .off = p->off};
+    struct guard_options o = {.id = p->id,
+                              .address = "self",
+                              .seed = (unsigned)p->id * 7919,
+                              .election_timeout_ms = ELECTION_MS,
+                              .heartbeat_ms = BEAT_MS,
+                              .max_inflight_entries = 64,
+                              .off = p->off};
     struct guard_ops ops = {p, peer_on_update, peer_entry_at, peer_applied_index, peer_applied_term};
     struct err err;
     p->wild = false;
@@ -496,7 +501,7 @@ PEER_FN const struct raft_message *waiting(const struct peer *p, enum raft_messa
 
 /* An AppendEntries made by hand; entries are freed. */
 PEER_FN int peer_append(struct peer *p, raft_id from, raft_term term, raft_index prev, raft_term prev_term, raft_index commit, struct raft_entry *entries,
-                       unsigned n)
+                        unsigned n)
 {
     struct raft_message m;
     memset(&m, 0, sizeof m);

@@ -113,7 +113,7 @@ static void test_malformed(void **state)
     struct raft_entry good = {.term = 2, .type = RAFT_COMMAND, .buf = {ok, 1}};
     struct raft_entry bad[] = {
         {.term = 0, .type = RAFT_COMMAND, .buf = {ok, 1}},
-        {.term = 3, .type = RAFT_COMMAND, .buf = {ok, 1}},             /* above the leader's */
+        {.term = 3, .type = RAFT_COMMAND, .buf = {ok, 1}}, /* above the leader's */
         {.term = 2, .type = (enum raft_entry_type)9, .buf = {ok, 1}},
         {.term = 2, .type = RAFT_CHANGE, .buf = {ok, 1}},
         {.term = 2, .type = RAFT_CHANGE, .buf = {NULL, 0}},
@@ -335,6 +335,17 @@ static void test_submit(void **state)
     refused(peer_change(a, "1v 2v", &err), RAFTDIR_EBUSY, "transferred to server 2");
     refused(guard_transfer(a->g, now, 3, &err), RAFTDIR_EBUSY, "transferred to server 2");
     peer_free(a);
+    /* Any voter: not the one that is behind, as the core would do while nobody holds everything. */
+    a = ready_leader();
+    CHECK_EQ(peer_submit(a, "x", &err), 0);
+    CHECK_EQ(peer_submit(a, "y", &err), 0);
+    CHECK_EQ(peer_receive(a, 2, result(2, 0, 3)), 0);
+    CHECK_EQ(guard_transfer(a->g, now, 0, &err), 0);
+    CHECK_EQ(raft_transferee(a->r), 2);
+    peer_free(a);
+    a = peer_boot1(1, 0, 1, "1v 2s");
+    refused(guard_transfer(a->g, now, 0, &err), RAFTDIR_EINVAL, "no other voter");
+    peer_free(a);
 }
 
 static void test_change(void **state)
@@ -516,8 +527,8 @@ static void test_start(void **state)
 {
     (void)state;
     char x[] = "x";
-    struct raft_entry commands[3] = {{.term = 1, .type = RAFT_COMMAND, .buf = {x, 1}}, {.term = 1, .type = RAFT_COMMAND, .buf = {x, 1}},
-                                     {.term = 2, .type = RAFT_COMMAND, .buf = {x, 1}}};
+    struct raft_entry commands[3] = {
+        {.term = 1, .type = RAFT_COMMAND, .buf = {x, 1}}, {.term = 1, .type = RAFT_COMMAND, .buf = {x, 1}}, {.term = 2, .type = RAFT_COMMAND, .buf = {x, 1}}};
     struct raft_entry garbage = {.term = 1, .type = RAFT_CHANGE, .buf = {x, 1}};
     struct peer *p;
     refused(start_with(2, 5, 7, commands, 3, NULL), RAFTDIR_ECORRUPT, "entries are missing");
