@@ -395,6 +395,36 @@ static FILE *file_open(const char *path, char **text_r, struct err *err)
     return clean;
 }
 
+/* libconfuse takes a section that the end of the file cuts off for a whole one; what was cut off may have been a restriction. */
+static int open_braces(FILE *f)
+{
+    int open = 0, quote = 0, c, before = 0;
+    enum { CODE, LINE_COMMENT, BLOCK_COMMENT } in = CODE;
+    rewind(f);
+    for (; (c = getc(f)) != EOF; before = c) {
+        if (in == LINE_COMMENT) {
+            in = c == '\n' ? CODE : LINE_COMMENT;
+        } else if (in == BLOCK_COMMENT) {
+            in = before == '*' && c == '/' ? CODE : BLOCK_COMMENT;
+        } else if (quote) {
+            if (c == '\\')
+                c = getc(f) == EOF ? EOF : 0;
+            else if (c == quote)
+                quote = 0;
+        } else if (c == '"' || c == '\'') {
+            quote = c;
+        } else if (c == '#' || (before == '/' && c == '/')) {
+            in = LINE_COMMENT;
+        } else if (before == '/' && c == '*') {
+            in = BLOCK_COMMENT;
+            c = 0;
+        } else {
+            open += (c == '{') - (c == '}');
+        }
+    }
+    return open;
+}
+
 int config_load(const char *path, struct config **config_r, struct err *err)
 {
     cfg_opt_t allow[] = {CFG_STR("role", NULL, CFGF_NONE), CFG_STR("server", NULL, CFGF_NONE), CFG_END()};
@@ -433,6 +463,8 @@ int config_load(const char *path, struct config **config_r, struct err *err)
         rc = err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
     else if (cfg_parse_fp(cfg, f) != CFG_SUCCESS || parse.failed)
         rc = parse.failed ? RAFTDIR_EINVAL : err_set(err, RAFTDIR_EINVAL, "%s: can't be parsed", path);
+    else if (open_braces(f) > 0)
+        rc = err_set(err, RAFTDIR_EINVAL, "%s:%d: the last section is not closed; wanted a line with \"}\"", path, cfg->line);
     else
         rc = whole_check(c, path, err);
 out:

@@ -1,0 +1,196 @@
+/* test_config.c - raftdird.conf: every refusal names file, line and key, says what is wrong and what would be right; and what a good file gives. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "raftdir/config.h"
+#include "raftdir/logger.h"
+
+static char path[] = "/tmp/raftdir-test-config-XXXXXX";
+
+#define GOOD                                                                                                                               \
+    "node_name = \"n1\"\ndata_dir = \"/d\"\npeer_listen = \"10.0.0.1:3906\"\nclient_socket = \"/run/s\"\n"                                \
+    "tls_ca = \"/ca\"\ntls_cert = \"/crt\"\ntls_key = \"/key\"\n" /* 7 lines */
+
+static int load(const char *text, struct config **config_r, struct err *err)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_int_equal(fwrite(text, 1, strlen(text), f), strlen(text));
+    assert_int_equal(fclose(f), 0);
+    *config_r = NULL;
+    memset(err, 0, sizeof *err);
+    return config_load(path, config_r, err);
+}
+
+static void test_defaults(void **state)
+{
+    (void)state;
+    struct config *c;
+    struct err err;
+    if (load(GOOD, &c, &err) != 0)
+        fail_msg("%s", err.text);
+    assert_string_equal(c->node_name, "n1");
+    assert_string_equal(c->peer_advertise, "10.0.0.1:3906");
+    assert_string_equal(c->client_listen, "");
+    assert_string_equal(c->client_advertise, "");
+    assert_string_equal(c->run_as, "");
+    assert_int_equal(c->client_socket_mode, 0660);
+    assert_int_equal(c->service_threads, 1);
+    assert_int_equal(c->election_timeout_ms, 250);
+    assert_int_equal(c->heartbeat_ms, 50);
+    assert_int_equal(c->log_level, LOGGER_INFO);
+    assert_int_equal(c->allow_n, 0);
+    config_destroy(&c);
+    assert_null(c);
+}
+
+static void test_all_keys(void **state)
+{
+    (void)state;
+    struct config *c;
+    struct err err;
+    if (load("# a comment { that opens nothing\n// nor { here /*\n/* { { */\n" GOOD "peer_advertise = \"n1.example:3906\"\nclient_listen = \"[::]:3907\"\nclient_advertise = \"n1.example:3907\"\n"
+                                  "client_socket_mode = \"0600\"\nrun_as = \"root\"\nlog_level = debug\nservice_threads = 4\nelection_timeout_ms = 1000\n"
+                                  "heartbeat_ms = 100\nallow \"cert:{be1\" { role = \"backend\" server = \"be1\" }\nallow \"unix:*\" {\n role = read\n}\n",
+             &c, &err) != 0)
+        fail_msg("%s", err.text);
+    assert_string_equal(c->peer_advertise, "n1.example:3906");
+    assert_string_equal(c->client_listen, "[::]:3907");
+    assert_int_equal(c->client_socket_mode, 0600);
+    assert_int_equal(c->service_threads, 4);
+    assert_int_equal(c->log_level, LOGGER_DEBUG);
+    assert_int_equal(c->allow_n, 2);
+    assert_string_equal(c->allow[0].who, "cert:{be1");
+    assert_int_equal(c->allow[0].role, ACCESS_BACKEND);
+    assert_string_equal(c->allow[0].server, "be1");
+    assert_string_equal(c->allow[1].who, "unix:*");
+    assert_int_equal(c->allow[1].role, ACCESS_READ);
+    assert_null(c->allow[1].server);
+    config_destroy(&c);
+}
+
+/* Text of the file -> what the message must hold ("%s" stands for the file's path). */
+static const struct {
+    const char *text;
+    const char *want[3];
+} bad[] = {
+    {GOOD "colour = \"red\"\n", {"%s:8: colour: unknown key", "raftdird.conf(5)"}},
+    {GOOD "\n\nservice_threads = 0\n", {"%s:10: service_threads: \"0\"", "wanted 1 to 64"}},
+    {GOOD "service_threads = many\n", {"%s:8: service_threads: \"many\"", "wanted 1 to 64"}},
+    {GOOD "service_threads = -1\n", {"%s:8: service_threads: \"-1\"", "wanted 1 to 64"}},
+    {GOOD "service_threads = 99999999999999999999\n", {"%s:8: service_threads", "wanted 1 to 64"}},
+    {GOOD "election_timeout_ms = 10\n", {"%s:8: election_timeout_ms: \"10\"", "wanted 50 to 60000"}},
+    {GOOD "heartbeat_ms = 200\n", {"heartbeat_ms 200 is too long for election_timeout_ms 250", "at most half"}},
+    {GOOD "log_level = loud\n", {"%s:8: log_level: \"loud\"", "wanted error, warn, info or debug"}},
+    {GOOD "client_socket_mode = \"0999\"\n", {"%s:8: client_socket_mode: \"0999\"", "octal"}},
+    {GOOD "client_listen = \"localhost\"\n", {"%s:8: client_listen: \"localhost\" has no port", "wanted \"host:port\""}},
+    {GOOD "client_listen = \"localhost:99999\"\n", {"%s:8: client_listen", "from 1 to 65535"}},
+    {GOOD "client_listen = \"localhost:+1\"\n", {"%s:8: client_listen", "from 1 to 65535"}},
+    {GOOD "client_listen = \"::1:3907\"\n", {"%s:8: client_listen", "brackets"}},
+    {GOOD "client_listen = \":3907\"\n", {"%s:8: client_listen", "has no host"}},
+    {GOOD "client_listen = \"tls:host:3907\"\n", {"%s:8: client_listen", "more than one colon"}},
+    {GOOD "peer_advertise = \"0.0.0.0:3906\"\n", {"peer_advertise is \"0.0.0.0:3906\"", "at which the others reach"}},
+    {GOOD "run_as = \"no-such-user-here\"\n", {"%s:8: run_as: there is no user \"no-such-user-here\"", "create it"}},
+    {GOOD "node_name = \"n2\"\n", {"%s:8: node_name: given twice"}},
+    {GOOD "allow \"be1\" { role = \"read\" }\n", {"%s:8: allow \"be1\": no identity", "\"cert:NAME\""}},
+    {GOOD "allow \"unix:joe\" { role = \"read\" }\n", {"%s:8: allow \"unix:joe\": no identity", "(a number)"}},
+    {GOOD "allow \"cert:\" { role = \"read\" }\n", {"%s:8: allow \"cert:\": no identity"}},
+    {GOOD "allow \"cert:a\" {\n role = \"god\"\n}\n", {"%s:9: role: \"god\" is no role", "\"read\", \"backend\" or \"admin\""}},
+    {GOOD "allow \"cert:a\" { }\n", {"%s:8: allow \"cert:a\": role is missing"}},
+    {GOOD "allow \"cert:a\" { role = \"admin\" server = \"be1\" }\n", {"%s:8: allow \"cert:a\": server binds a backend"}},
+    {GOOD "allow \"cert:a\" { role = \"read\" }\nallow \"cert:a\" { role = \"admin\" }\n", {"%s:9: allow \"cert:a\": given twice"}},
+    {GOOD "allow \"cert:a\" { role = \"read\" colour = \"red\" }\n", {"%s:8: colour: unknown key"}},
+    {GOOD "service_threads 4\n", {"%s:8:", "KEY = \"VALUE\""}},
+    {GOOD "allow \"cert:a\" { role = \"read\"\n", {"%s:", "the last section is not closed"}},
+    {"data_dir = \"/d\"\n", {"%s: node_name is missing"}},
+    {"node_name = \"n 1\"\n", {"%s:1: node_name: \"n 1\""}},
+    {"node_name = \"n1\"\ndata_dir = \"var/lib\"\n", {"%s:2: data_dir: \"var/lib\" is not an absolute path"}},
+    {"node_name = \"n1\"\ndata_dir = \"/d\"\npeer_listen = \"10.0.0.1:3906\"\ntls_ca = \"/ca\"\ntls_cert = \"/crt\"\ntls_key = \"/key\"\n",
+     {"neither client_listen nor client_socket is set"}},
+    {"node_name = \"n1\"\ndata_dir = \"/d\"\npeer_listen = \"\"\nclient_socket = \"/s\"\ntls_ca = \"/ca\"\ntls_cert = \"/crt\"\ntls_key = \"/key\"\n",
+     {"peer_listen is empty"}},
+};
+
+static void test_bad_files(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct config *c;
+        struct err err;
+        if (load(bad[i].text, &c, &err) == 0)
+            fail_msg("taken: %s", bad[i].text);
+        assert_null(c);
+        for (int k = 0; k < 3 && bad[i].want[k]; k++) {
+            char want[512];
+            snprintf(want, sizeof want, bad[i].want[k], path);
+            if (!strstr(err.text, want))
+                fail_msg("row %zu: no \"%s\" in \"%s\"", i, want, err.text);
+        }
+    }
+}
+
+static void test_missing_file(void **state)
+{
+    (void)state;
+    struct config *c = NULL;
+    struct err err;
+    assert_int_equal(config_load("/nonexistent/raftdird.conf", &c, &err), RAFTDIR_EINVAL);
+    assert_non_null(strstr(err.text, "/nonexistent/raftdird.conf: can't be read: No such file"));
+}
+
+static void test_access_rules(void **state)
+{
+    (void)state;
+    struct access a;
+    struct err err;
+    /* Without rules: root and the daemon's own user are admin, others read; certificates are not let in. */
+    access_of_uid(NULL, 0, 0, 500, &a);
+    assert_int_equal(a.role, ACCESS_ADMIN);
+    assert_string_equal(a.identity, "unix:0");
+    access_of_uid(NULL, 0, 500, 500, &a);
+    assert_int_equal(a.role, ACCESS_ADMIN);
+    access_of_uid(NULL, 0, 501, 500, &a);
+    assert_int_equal(a.role, ACCESS_READ);
+    assert_int_equal(access_of_cert(NULL, 0, "be1", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_NONE);
+    assert_string_equal(a.identity, "cert:be1");
+
+    struct access_rule rules[] = {{"cert:be1", ACCESS_BACKEND, "be1.example"}, {"cert:*", ACCESS_READ, NULL}, {"unix:501", ACCESS_ADMIN, NULL}};
+    assert_int_equal(access_of_cert(rules, 3, "be1", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_BACKEND);
+    assert_string_equal(a.server, "be1.example");
+    assert_int_equal(access_of_cert(rules, 3, "be2", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_READ);
+    assert_string_equal(a.server, "");
+    access_of_uid(rules, 3, 501, 500, &a);
+    assert_int_equal(a.role, ACCESS_ADMIN);
+    /* The site has decided about Unix users: nobody else comes in by default. */
+    access_of_uid(rules, 3, 0, 500, &a);
+    assert_int_equal(a.role, ACCESS_NONE);
+    char name[IDENTITY_LEN_MAX + 8];
+    memset(name, 'x', sizeof name - 1);
+    name[sizeof name - 1] = '\0';
+    assert_int_equal(access_of_cert(rules, 3, name, &a, &err), RAFTDIR_ETOOBIG);
+    assert_int_equal(a.role, ACCESS_NONE);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_all_keys),     cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_missing_file), cmocka_unit_test(test_access_rules),
+    };
+    int fd = mkstemp(path);
+    if (fd < 0)
+        return 1;
+    close(fd);
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+    unlink(path);
+    return rc;
+}
