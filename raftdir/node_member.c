@@ -351,6 +351,18 @@ static void member_forward(struct node *n, struct member *m)
     node_frame_send(n, &f);
 }
 
+/* Answers are about what is committed: the newest configuration may still be rolled back, and with it the id that was given or the removal that lets an
+ * operator wipe a machine. */
+static bool change_in_progress(struct node *n, struct member *m)
+{
+    uint64_t index = n->raft->configuration_uncommitted_index;
+    if (!index)
+        return false;
+    m->busy_code = RAFTDIR_EBUSY;
+    snprintf(m->busy_text, sizeof m->busy_text, "another change is in progress (entry %llu is not applied yet)", (unsigned long long)index);
+    return true;
+}
+
 static void member_step(struct node *n, struct member *m)
 {
     bool leads = n->state == RAFT_LEADER;
@@ -400,13 +412,15 @@ static void member_step(struct node *n, struct member *m)
         member_end_list(n, m, 0);
         break;
     case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_ADD:
-        change_add(n, m);
+        if (!change_in_progress(n, m))
+            change_add(n, m);
         break;
     case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_PROMOTE:
-        change_promote(n, m);
+        if (!change_in_progress(n, m))
+            change_promote(n, m);
         break;
     case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE:
-        if (!raft_transferee(n->raft))
+        if (!raft_transferee(n->raft) && !change_in_progress(n, m))
             change_remove(n, m);
         break;
     case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER:
