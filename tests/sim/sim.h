@@ -73,6 +73,8 @@ struct sim_config {
     unsigned flush_max_ms, apply_max_ms, slow_disk;
     unsigned fault_min_ms, fault_max_ms; /* 0: no faults */
     unsigned admin_min_ms, admin_max_ms; /* 0: no membership changes */
+    bool churn;              /* members come and go all the time, down to one voter and up again */
+    bool big;                /* ACLs of tens of kilobytes: frames and entries meet their limits */
     unsigned election_timeout_ms, heartbeat_ms;
     unsigned clients, think_max_ms, reply_loss, read_chance;
     unsigned sync_min_ms, sync_max_ms; /* between synced copies of an environment */
@@ -124,6 +126,7 @@ struct sim_disk {
     struct log_batch *waiting;   /* handed over, not being written */
     struct log_batch *flight;    /* being written: durable as a whole at the end of the flush */
     struct log_batch *unsafe;    /* PLANT_ACK_BEFORE_DURABLE: what was reported too early */
+    struct log_batch *lost;      /* handed over by a dying process */
     uint64_t slow_until;
     struct apply_batch *applying; /* handed to apply, in order */
     bool apply_busy;
@@ -237,6 +240,7 @@ void net_heal(void);
 void disk_init(struct sim_node *n);
 int disk_meta_write(struct sim_node *n, uint64_t term, uint64_t voted_for);
 void disk_log_write(struct sim_node *n, struct log_batch *batch);
+void disk_log_lose(struct sim_node *n, struct log_batch *batch); /* never written: the process dies */
 bool disk_has(uint64_t id, uint64_t index, uint64_t term); /* durable on the member of that id */
 void disk_crash(struct sim_node *n, bool power_loss);
 void disk_wipe(struct sim_node *n);

@@ -177,7 +177,7 @@ static void change(struct event *ev)
     for (unsigned i = 0; i < conf.n; i++)
         if (conf.servers[i].id == about->id)
             server = &conf.servers[i];
-    bool growing = voters < sim.config.voters; /* towards the size that the seed wants */
+    bool growing = voters < sim.config.voters && !(sim.config.churn && voters > 1 && chance(500)); /* towards the size that the seed wants */
     if (about->state == SLOT_SPARE || about->state == SLOT_ADDING) {
         if (conf.n && (growing || chance(600)) && sim.id_max < IDS_MAX - 8) {
             about->state = SLOT_ADDING;
@@ -193,7 +193,7 @@ static void change(struct event *ev)
             request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
             request.remove = about->id;
         }
-    } else if (server && !growing && voters > 1 && chance(400)) {
+    } else if (server && !growing && voters > 1 && chance(sim.config.churn ? 700 : 400)) {
         request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
         request.remove = about->id;
     } else if (server && chance(300)) {

@@ -226,6 +226,12 @@ void disk_log_write(struct sim_node *n, struct log_batch *batch)
         flush_start(n);
 }
 
+void disk_log_lose(struct sim_node *n, struct log_batch *batch)
+{
+    batch->next = n->disk.lost;
+    n->disk.lost = batch;
+}
+
 void disk_init(struct sim_node *n)
 {
     memset(&n->disk, 0, sizeof n->disk);
@@ -245,6 +251,7 @@ void disk_crash(struct sim_node *n, bool power_loss)
     list_destroy(&n->disk.flight);
     list_destroy(&n->disk.unsafe);
     list_destroy(&n->disk.waiting);
+    list_destroy(&n->disk.lost);
     log_clear(&n->log);
     if (planted(PLANT_FORGET_VOTE))
         n->disk.voted_for = 0;

@@ -28,6 +28,7 @@ void fault_config(void)
     c->clients = rnd_in(2, CLIENTS_MAX);
     c->think_max_ms = chance(200) ? 10 : rnd_in(60, 250);
     c->read_chance = rnd_in(100, 500);
+    c->big = chance(60);
     c->sync_min_ms = 300;
     c->sync_max_ms = 2500;
     if (profile == PROFILE_CALM) {
@@ -48,6 +49,15 @@ void fault_config(void)
     c->admin_min_ms = chaos ? 50 : 300;
     c->admin_max_ms = chaos ? 1500 : 5000;
     c->reply_loss = rnd_in(0, chaos ? 100 : 30);
+    c->churn = chance(chaos ? 300 : 100);
+    if (c->churn) {
+        if (!sim.options.nodes && c->voters > 3)
+            c->voters = rnd_in(2, 3);
+        c->slots = c->voters + rnd_in(1, 2);
+        c->admin_min_ms = 10;
+        c->admin_max_ms = 200;
+        c->fault_max_ms = chaos ? 1200 : 4000;
+    }
 }
 
 static void heal_net(struct event *ev)

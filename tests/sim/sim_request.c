@@ -35,7 +35,7 @@ void request_init(void)
 
 /* --- Strings live in a small arena that each request resets. -------------------------------------------------------------------- */
 
-static char arena[1 << 16];
+static char arena[1 << 19];
 static size_t arena_used;
 
 static void *take(size_t len)
@@ -91,6 +91,13 @@ static char *random_acl(void)
     static const char *const rights[] = {"lrs", "lrswipkxtea", "p", "lr", "lrsip", "a0123"};
     char buf[256];
     size_t len = 0;
+    if (sim.config.big && chance(250)) {
+        size_t size = rnd_in(1000, ACL_LEN_MAX);
+        char *acl = take(size + 1);
+        for (unsigned i = 0; i < ACL_ENTRIES_MAX && len + 80 < size; i++)
+            len += (size_t)snprintf(acl + len, size + 1 - len, "user-with-a-long-name-%u@example.org\tlrswi\t", i);
+        return acl;
+    }
     unsigned first = rnd_in(0, 7);
     buf[0] = '\0';
     for (unsigned i = 0, n = rnd_in(0, 4); i < n; i++) {
