@@ -52,6 +52,7 @@ struct daemon {
 
     uv_loop_t loop;
     uv_async_t wake;
+    uv_signal_t signals[3];
     _Atomic int exit_code;
     _Atomic bool stop_wanted;
     _Atomic bool services_closing; /* the consensus thread has ended: connections may close */

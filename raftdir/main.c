@@ -211,7 +211,6 @@ static void services_stop(struct daemon *d)
 static int run(struct daemon *d, struct err *err)
 {
     static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
-    uv_signal_t handles[3];
     unsigned created = 0, running = 0;
     int rc = 0;
     d->services_n = d->config->service_threads;
@@ -226,9 +225,9 @@ static int run(struct daemon *d, struct err *err)
             break;
     if (rc == 0) {
         for (int i = 0; i < 3; i++) {
-            uv_signal_init(&d->loop, &handles[i]);
-            handles[i].data = d;
-            uv_signal_start(&handles[i], on_signal, signals[i]);
+            uv_signal_init(&d->loop, &d->signals[i]);
+            d->signals[i].data = d;
+            uv_signal_start(&d->signals[i], on_signal, signals[i]);
         }
         struct shared_view view;
         shared_view_get(&d->shared, &view);
