@@ -309,11 +309,14 @@ static int whole_check(struct config *c, const char *path, struct err *err)
         *defaults[i].text = copy;
     }
     static const char *const any[] = {"0.0.0.0:", "[::]:"};
+    struct {
+        const char *key, *value, *who;
+    } reached[] = {{"peer_advertise", c->peer_advertise, "the other nodes"}, {"client_advertise", c->client_advertise, "clients"}};
     for (size_t i = 0; i < 2; i++)
-        if (strncmp(c->peer_advertise, any[i], strlen(any[i])) == 0)
-            return err_set(err, RAFTDIR_EINVAL,
-                           "%s: peer_advertise is \"%s\", which no other node can connect to; set it to the address at which the others reach this one",
-                           path, c->peer_advertise);
+        for (size_t k = 0; k < 2; k++)
+            if (strncmp(reached[i].value, any[k], strlen(any[k])) == 0)
+                return err_set(err, RAFTDIR_EINVAL, "%s: %s is \"%s\", which nobody can connect to from elsewhere; set it to the address at which %s reach this node",
+                               path, reached[i].key, reached[i].value, reached[i].who);
     return 0;
 }
 
