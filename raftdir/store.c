@@ -7,14 +7,19 @@
  * configuration index, mailboxes, change_seq, mailbox, store, server and principal id_max, digest lo, hi: 14 x u64.
  * The key "version" holds STORE_VERSION as text, so that any later program can say what it found.
  *
+ * Full disk: a commit that fails for want of space leaves everything as it was, and the next one may succeed. SIGXFSZ must be ignored by the program
+ * where RLIMIT_FSIZE is set.
+ *
  * A reader in another process opens the same directory read-only; it needs to write the lock file. It sees what is committed, nothing else. */
 #include "store.h"
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 #include "store_state.h"
 
@@ -27,6 +32,7 @@
 #define STATE_FIELDS 14
 #define STATE_LEN (RECORD_COMMON_LEN + 8 * STATE_FIELDS)
 #define MAP_LEN_MIN (64ull << 20)
+#define SPACE_PROBE_LEN (1 << 20)
 
 static const struct {
     const char *name;
@@ -368,6 +374,17 @@ static void forget(struct store *store)
     store->writer->undo.on = false;
 }
 
+/* LMDB says EIO when the kernel took only a part of its pages, which is how a full disk or a quota shows first. Would the file grow? */
+static bool space_is_short(struct store *store)
+{
+    mdb_filehandle_t fd;
+    struct stat st;
+    if (mdb_env_get_fd(store->env, &fd) || fstat(fd, &st))
+        return false;
+    int rc = posix_fallocate(fd, st.st_size, SPACE_PROBE_LEN);
+    return rc && err_from_errno(rc) == RAFTDIR_ENOSPC;
+}
+
 int store_write_commit(struct store_txn **txn_inout, struct err *err)
 {
     struct store_txn *txn = *txn_inout;
@@ -380,6 +397,8 @@ int store_write_commit(struct store_txn **txn_inout, struct err *err)
     rc = mdb_txn_commit(txn->mdb); /* frees it, whatever happens, and its cursors */
     if (rc) {
         forget(txn->store);
+        if (rc == EIO && space_is_short(txn->store))
+            rc = ENOSPC;
         rc = store_fail(err, rc, "commit");
     }
     free(txn);
@@ -422,7 +441,7 @@ int store_put(struct store_txn *txn, enum store_table table, const void *key, si
               struct err *err)
 {
     assert(txn->write);
-    MDB_cursor *cursor;
+    MDB_cursor *cursor = NULL;
     int rc = store_cursor(txn, table, &cursor, err);
     if (rc)
         return rc;
