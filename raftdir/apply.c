@@ -101,8 +101,8 @@ static int pack_result(const Raftdir__Log__Result *result, uint8_t **packed_r, s
 static int answer_refused(struct apply_batch *b, struct apply_ctx *ctx)
 {
     Raftdir__Log__Result result = RAFTDIR__LOG__RESULT__INIT;
-    uint8_t *packed;
-    size_t len;
+    uint8_t *packed = NULL;
+    size_t len = 0;
     result.code = ctx->refusal.code;
     result.message = ctx->refusal.text;
     result.index = ctx->index;
@@ -174,8 +174,8 @@ static int apply_new(struct apply_batch *b, struct apply_ctx *ctx, const uint8_t
         result.ops = out_ptrs;
         result.n_ops = req->n_ops;
     }
-    uint8_t *packed;
-    size_t len;
+    uint8_t *packed = NULL;
+    size_t len = 0;
     rc = pack_result(&result, &packed, &len, ctx->err);
     if (rc)
         goto free_outs;
