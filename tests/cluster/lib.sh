@@ -35,7 +35,12 @@ case_run() {
   local name=$1 status t=$SECONDS; shift
   rm -f "$work/why" "$work/skip"
   say "--- $name"
-  (set -e; "$@")
+  (
+    set -e
+    # A case is a process of its own: it finds the cluster that those before it have started.
+    [ ! -f "$work/${cluster_name:-c}/cluster" ] || cluster_load
+    "$@"
+  )
   status=$?
   if [ $status = 0 ]; then printf 'ok %s (%d s)\n' "$name" $((SECONDS - t))
   elif [ $status = 77 ]; then printf 'skip %s: %s\n' "$name" "$(cat "$work/why" 2>/dev/null)"
