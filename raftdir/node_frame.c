@@ -185,14 +185,8 @@ static int entries_decode(const Raftdir__Peer__AppendEntries *a, struct entry **
             rc = RAFTDIR_ETOOBIG;
         else if (e->type != RAFT_COMMAND && e->type != RAFT_BARRIER && e->type != RAFT_CHANGE)
             rc = RAFTDIR_EPROTO;
-        else if (e->type == RAFT_CHANGE) {
-            struct raft_configuration c;
-            struct raft_buffer b = {e->data.data, e->data.len};
-            if (raft_configuration_decode(&b, &c))
-                rc = RAFTDIR_EPROTO;
-            else
-                raft_configuration_close(&c);
-        }
+        else if (e->type == RAFT_CHANGE && !guard_configuration_valid(e->data.data, e->data.len))
+            rc = RAFTDIR_EPROTO;
         if (!rc && !(list[i] = entry_create(a->prev_log_index + 1 + i, e->term, (uint16_t)e->type, e->data.data, (uint32_t)e->data.len)))
             rc = RAFTDIR_ENOMEM;
     }
