@@ -104,6 +104,9 @@ void node_member_op(struct node *n, uint64_t now, struct node_member_op *m);
 /* Packs and submits what node_write and Forward frames queued. Call it when the current burst of events has been handled. */
 void node_flush(struct node *n, uint64_t now);
 
+/* This node's disk or map is full (DESIGN D13): as a leader it refuses new writes with RAFTDIR_ENOSPC until it is told otherwise; it goes on in everything else. */
+void node_space_set(struct node *n, bool lacking);
+
 enum node_state { NODE_FOLLOWER = 1, NODE_CANDIDATE, NODE_LEADER, NODE_FAILED };
 struct node_status {
     enum node_state state;

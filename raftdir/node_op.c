@@ -107,6 +107,11 @@ static void op_dispatch(struct node *n, struct op *op)
     }
 }
 
+void node_space_set(struct node *n, bool lacking)
+{
+    n->no_space = lacking;
+}
+
 void node_write(struct node *n, uint64_t now, struct node_write *w)
 {
     struct op *op;
@@ -119,7 +124,10 @@ void node_write(struct node *n, uint64_t now, struct node_write *w)
             op_dispatch(n, op);
         return;
     }
-    int code = n->failed ? RAFTDIR_EFAILED : HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX ? RAFTDIR_ELIMIT : 0;
+    int code = n->failed                                     ? RAFTDIR_EFAILED
+               : HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX   ? RAFTDIR_ELIMIT
+               : n->no_space && n->state == RAFT_LEADER      ? RAFTDIR_ENOSPC
+                                                             : 0;
     if (op) { /* ended, to be told at the next flush: with the same end */
         DL_APPEND(op->writes, w);
         return;
@@ -159,6 +167,8 @@ void node_ops_forward(struct node *n, uint64_t from, const Raftdir__Peer__Forwar
             code = op->code;
         else if (!op && HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX)
             code = RAFTDIR_ELIMIT;
+        else if (!op && n->no_space)
+            code = RAFTDIR_ENOSPC;
     }
     waiter = calloc(1, sizeof *waiter);
     if (!waiter)

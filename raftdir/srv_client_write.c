@@ -192,6 +192,8 @@ static const char *why_not(int code)
         return "no quorum: this node can't reach a majority of the cluster; the write was not done; ask another node, or again when the others are back";
     case RAFTDIR_EUNCERTAIN:
         return "uncertain: the write may or may not have happened; send it again with the same operation id to find out";
+    case RAFTDIR_ENOSPC:
+        return "no space left on the leader's data_dir: the write was not done; make room there, reads go on meanwhile";
     case RAFTDIR_ELIMIT:
         return "too many writes are waiting at this node: send it again in a moment, or to another node";
     default:

@@ -131,6 +131,8 @@ static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
             logger_line(LOGGER_ERROR, "apply", "ALARM: no space for the state (%s): this node's state stands still, reads go on; make room on data_dir's disk", batch->err.text);
         else
             logger_limited(LOGGER_ERROR, "apply", "ALARM: still no space for the state");
+        if (!alarmed)
+            t->ops.space(t->ops.data, true);
         alarmed = true;
         if (pause_a_second(t)) {
             apply_batch_destroy(&batch);
@@ -138,8 +140,10 @@ static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
         }
     }
     if (batch->status == 0) {
-        if (alarmed)
+        if (alarmed) {
             logger_line(LOGGER_WARN, "apply", "there is space again: applying goes on");
+            t->ops.space(t->ops.data, false);
+        }
         t->ops.published(t->ops.data, &batch->meta);
         if (batch->meta.configuration_index != t->configuration_index) {
             t->configuration_index = batch->meta.configuration_index;

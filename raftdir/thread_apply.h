@@ -1,6 +1,7 @@
 /* thread_apply.h - the apply thread: the only writer of the store. Takes committed entries, applies them in as few commits as possible, publishes. */
 #ifndef RAFTDIR_THREAD_APPLY_H
 #define RAFTDIR_THREAD_APPLY_H
+#include <stdbool.h>
 #include "apply.h"
 
 struct apply_thread;
@@ -14,6 +15,7 @@ int apply_members_get(struct store *store, struct apply_members *members_r, stru
 bool apply_members_removed(const struct apply_members *members, uint64_t id);
 struct apply_thread_ops {
     void *data;
+    void (*space)(void *data, bool lacking); /* the disk is full; it has room again. On this thread, in turns */
     /* Both on the apply thread. */
     void (*published)(void *data, const struct store_meta *meta); /* committed: readers that begin now see it */
     /* Given back. members: the applied configuration has changed; NULL: not. */

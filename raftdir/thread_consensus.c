@@ -24,6 +24,7 @@
 
 #define STOP_TRANSFER_MS 1000
 #define DETAILS_REFRESH_MS 250
+#define SPACE_TRANSFER_MS 10000 /* a leader without space offers its place this often */
 
 enum make { MAKE_RESTART, MAKE_BOOTSTRAP, MAKE_ADOPT };
 
@@ -47,15 +48,21 @@ struct consensus {
     int failed; /* code, 0: none */
     char why[ERR_TEXT_LEN];
     bool removed, stopping, closing;
+    bool no_space_log, no_space_apply;
+    uint64_t space_transfer_ms;
     struct node_member_op transfer;
     Raftdir__Cluster__MemberRequest transfer_request;
-    bool transfer_done;
+    bool transfer_runs; /* `transfer` is the node's */
 };
 
 struct log_done {
     struct consensus_msg msg;
     struct log_batch *batches;
     int status;
+};
+struct space {
+    struct consensus_msg msg;
+    bool apply, lacking;
 };
 struct apply_done {
     struct consensus_msg msg;
@@ -111,7 +118,7 @@ static void on_member_done(void *data, struct node_member_op *m, const Raftdir__
 {
     struct consensus *c = data;
     if (m == &c->transfer) {
-        c->transfer_done = true;
+        c->transfer_runs = false;
         return;
     }
     struct consensus_call *call = (struct consensus_call *)((char *)m - offsetof(struct consensus_call, u.member));
@@ -189,6 +196,25 @@ static void on_written(void *data, struct log_batch *batches, int status)
     done->batches = batches;
     done->status = status;
     inbox_push(&c->inbox, &done->msg.link); /* open until this thread has been joined */
+}
+
+static void space_tell(struct consensus *c, bool apply, bool lacking)
+{
+    struct space *space = mem_calloc(1, sizeof *space);
+    space->msg.kind = CONSENSUS_SPACE;
+    space->apply = apply;
+    space->lacking = lacking;
+    inbox_push(&c->inbox, &space->msg.link);
+}
+
+static void on_log_space(void *data, bool lacking)
+{
+    space_tell(data, false, lacking);
+}
+
+static void on_apply_space(void *data, bool lacking)
+{
+    space_tell(data, true, lacking);
 }
 
 static void on_log_broken(void *data, int code, const char *why)
@@ -371,6 +397,30 @@ static void on_check(uv_check_t *check)
     turn_end(check->data);
 }
 
+/* Leadership goes to the most up-to-date voter, if this node leads and there is another. */
+static void transfer_begin(struct consensus *c, uint64_t timeout_ms)
+{
+    struct node_status s;
+    struct node_peer list[MEMBERS_MAX];
+    uint64_t now = shared_now_ms();
+    node_status_get(c->node, now, &s);
+    if (s.state != NODE_LEADER)
+        return;
+    size_t n = node_members(c->node, now, list, MEMBERS_MAX), others = 0;
+    for (size_t i = 0; i < n; i++)
+        others += list[i].role == RAFTDIR__CLUSTER__ROLE__VOTER && list[i].id != c->identity.node_id;
+    if (!others)
+        return;
+    raftdir__cluster__member_request__init(&c->transfer_request);
+    c->transfer_request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER;
+    c->transfer_request.transfer = 0;
+    memset(&c->transfer, 0, sizeof c->transfer);
+    c->transfer.request = &c->transfer_request;
+    c->transfer.deadline_ms = now + timeout_ms;
+    c->transfer_runs = true;
+    node_member_op(c->node, now, &c->transfer);
+}
+
 /* Comes late exactly when the loop stood still. */
 static void on_watch(uv_timer_t *timer)
 {
@@ -381,6 +431,12 @@ static void on_watch(uv_timer_t *timer)
     if (late > period + c->d->config->election_timeout_ms / 2)
         logger_limited(LOGGER_WARN, "consensus", "the consensus loop stood still for %" PRIu64 " ms (half an election timeout is %u ms): is the machine or its disk overloaded?",
                        late - period, c->d->config->election_timeout_ms / 2);
+    /* A leader that can't apply or store for lack of space isn't one that the site wants; another may have room. */
+    if (c->node && !c->failed && !c->removed && !c->stopping && !c->transfer_runs && (c->no_space_log || c->no_space_apply) &&
+        now - c->space_transfer_ms >= SPACE_TRANSFER_MS) {
+        c->space_transfer_ms = now;
+        transfer_begin(c, STOP_TRANSFER_MS);
+    }
 }
 
 /* --- Making and opening a member ------------------------------------------------------------------------------------------------------------ */
@@ -508,8 +564,8 @@ close_store:
 
 static int threads_start(struct consensus *c, struct err *err)
 {
-    struct log_thread_ops log_ops = {.data = c, .written = on_written, .broken = on_log_broken};
-    struct apply_thread_ops apply_ops = {.data = c, .published = on_published, .applied = on_applied};
+    struct log_thread_ops log_ops = {.data = c, .space = on_log_space, .written = on_written, .broken = on_log_broken};
+    struct apply_thread_ops apply_ops = {.data = c, .space = on_apply_space, .published = on_published, .applied = on_applied};
     int rc = log_thread_start(c->d->log, &log_ops, &c->log_thread, err);
     if (rc != 0)
         return rc;
@@ -655,31 +711,22 @@ static void on_apply_done(struct consensus *c, struct apply_done *done)
     free(done);
 }
 
+static void on_space(struct consensus *c, const struct space *space)
+{
+    if (space->apply)
+        c->no_space_apply = space->lacking;
+    else
+        c->no_space_log = space->lacking;
+    if (c->node)
+        node_space_set(c->node, c->no_space_log || c->no_space_apply);
+}
+
 static void stop_begin(struct consensus *c)
 {
     c->stopping = true;
     shared_phase_set(&c->d->shared, SHARED_STOPPING, NULL);
-    c->transfer_done = true;
-    if (!c->node || c->failed)
-        return;
-    struct node_status s;
-    struct node_peer list[MEMBERS_MAX];
-    uint64_t now = shared_now_ms();
-    node_status_get(c->node, now, &s);
-    if (s.state != NODE_LEADER)
-        return;
-    size_t n = node_members(c->node, now, list, MEMBERS_MAX), others = 0;
-    for (size_t i = 0; i < n; i++)
-        others += list[i].role == 1 && list[i].id != c->identity.node_id;
-    if (!others)
-        return;
-    c->transfer_done = false;
-    raftdir__cluster__member_request__init(&c->transfer_request);
-    c->transfer_request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER;
-    c->transfer_request.transfer = 0;
-    c->transfer.request = &c->transfer_request;
-    c->transfer.deadline_ms = now + STOP_TRANSFER_MS;
-    node_member_op(c->node, now, &c->transfer);
+    if (c->node && !c->failed && !c->removed && !c->transfer_runs)
+        transfer_begin(c, STOP_TRANSFER_MS);
 }
 
 static void on_messages(struct inbox *inbox, struct inbox_msg *list)
@@ -705,6 +752,10 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
         case CONSENSUS_APPLY_DONE:
             on_apply_done(c, (struct apply_done *)msg);
             break;
+        case CONSENSUS_SPACE:
+            on_space(c, (struct space *)msg);
+            free(msg);
+            break;
         case CONSENSUS_RELOAD:
             reload = (struct reload *)msg;
             if (c->peers)
@@ -725,7 +776,7 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
 /* Once leadership is somewhere else, or can't be in time: the node, then its threads, then the loop. */
 static void stop_go_on(struct consensus *c)
 {
-    if (c->closing || (c->node && !c->failed && !c->transfer_done))
+    if (c->closing || (c->node && !c->failed && c->transfer_runs))
         return;
     c->closing = true;
     node_end(c);
@@ -772,7 +823,6 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
         rc = err_set(err, err_from_uv(rc), "can't start the consensus thread: %s", uv_strerror(rc));
     }
     c->stopping = true;
-    c->transfer_done = true;
     stop_go_on(c);
     uv_run(&c->loop, UV_RUN_DEFAULT);
     uv_loop_close(&c->loop);

@@ -15,6 +15,7 @@ enum consensus_kind {
     CONSENSUS_STOP,
     CONSENSUS_LOG_DONE,
     CONSENSUS_APPLY_DONE,
+    CONSENSUS_SPACE,
 };
 struct consensus_msg {
     struct inbox_msg link; /* first */

@@ -66,6 +66,8 @@ static bool write_out(struct log_thread *t, struct log_batch *list)
             logger_line(LOGGER_ERROR, "log", "ALARM: no space for the log (%s): writes wait, nothing is lost or acknowledged; make room on data_dir's disk", err.text);
         else
             logger_limited(LOGGER_ERROR, "log", "ALARM: still no space for the log: writes wait");
+        if (!alarmed)
+            t->ops.space(t->ops.data, true);
         alarmed = true;
         if (pause_a_second(t)) {
             while (list) {
@@ -77,8 +79,10 @@ static bool write_out(struct log_thread *t, struct log_batch *list)
         }
         rc = 0;
     }
-    if (rc == 0 && alarmed)
+    if (rc == 0 && alarmed) {
         logger_line(LOGGER_WARN, "log", "there is space again: writes go on");
+        t->ops.space(t->ops.data, false);
+    }
     if (rc != 0 && !t->broken) {
         t->broken = rc;
         t->ops.broken(t->ops.data, rc, err.text);

@@ -1,12 +1,14 @@
 /* thread_log.h - the log writer: group-commits what the consensus thread gives it, in order, and tells it when it is durable. */
 #ifndef RAFTDIR_THREAD_LOG_H
 #define RAFTDIR_THREAD_LOG_H
+#include <stdbool.h>
 #include "node.h"
 #include "seglog.h"
 
 struct log_thread;
 struct log_thread_ops {
     void *data;
+    void (*space)(void *data, bool lacking); /* the disk is full; it has room again. On this thread, in turns */
     /* Both on the log thread. The batches (a list by `next`) are given back; status is 0 or what made the log give up for good. */
     void (*written)(void *data, struct log_batch *batches, int status);
     void (*broken)(void *data, int code, const char *why); /* once, before the `written` that carries it */
