@@ -72,6 +72,7 @@ int ctl_usage_error(struct ctl *c, const char *fmt, ...) __attribute__((format(p
 
 /* ctl_open.c */
 int ctl_open(struct ctl *c);               /* 0, or an exit code; the error is told */
+int ctl_open_read(struct ctl *c);          /* the same, for reads: linearizable unless --level says otherwise */
 int ctl_open_other(struct ctl *c, const char *endpoints, bool only_these, raftdir **d_r);
 int ctl_exit_code(int code);
 /* Tells an error, with what to do next, in the form that was asked for; gives the exit code. */

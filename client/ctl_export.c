@@ -93,7 +93,7 @@ int ctl_export(struct ctl *c)
     const char *path = c->o.output && strcmp(c->o.output, "-") ? c->o.output : NULL;
     if (c->o.json && !path)
         return ctl_usage_error(c, "--json tells the outcome on standard output: give the dump a file with -o");
-    int exit_code = ctl_open(c);
+    int exit_code = ctl_open_read(c);
     if (exit_code)
         return exit_code;
     FILE *out = stdout;

@@ -31,6 +31,14 @@ int ctl_open(struct ctl *c)
     return ctl_open_other(c, c->o.endpoints, false, &c->d);
 }
 
+/* A session is a handle, and each command has its own: at that level "no mailbox" could be said of what the command before has made. */
+int ctl_open_read(struct ctl *c)
+{
+    if (!c->o.level)
+        c->o.level = RAFTDIR_LINEARIZABLE;
+    return ctl_open(c);
+}
+
 int ctl_exit_code(int code)
 {
     switch (code) {
@@ -141,5 +149,6 @@ int ctl_error_of(struct ctl *c, raftdir *d, int code, const char *what)
     const char *m = raftdir_message(d);
     if (!*m)
         m = raftdir_strerror(code);
-    return what ? ctl_error(c, code, "%s: %s", what, m) : ctl_error(c, code, "%s", m);
+    /* A name may be longer than the text has room for; what is wrong comes last and must be seen. */
+    return what ? ctl_error(c, code, "%.300s%s: %s", what, strlen(what) > 300 ? "..." : "", m) : ctl_error(c, code, "%s", m);
 }

@@ -45,7 +45,7 @@ int ctl_lookup(struct ctl *c)
 {
     if (c->o.by_uniqueid && c->o.by_user)
         return ctl_usage_error(c, "--user and --by-uniqueid exclude each other");
-    int exit_code = ctl_open(c);
+    int exit_code = ctl_open_read(c);
     if (exit_code)
         return exit_code;
     json_t *list = c->args_n > 1 && c->o.json ? json_array() : NULL;
@@ -156,7 +156,7 @@ int ctl_list(struct ctl *c)
     f.after = c->o.after;
     f.limit = c->o.limit;
     f.reserved = c->o.reserved;
-    int rc = ctl_open(c);
+    int rc = ctl_open_read(c);
     if (rc)
         return rc;
     raftdir_list *l;
@@ -180,7 +180,7 @@ int ctl_visible(struct ctl *c)
     v.pattern = c->o.pattern;
     v.after = c->o.after;
     v.limit = c->o.limit;
-    int rc = ctl_open(c);
+    int rc = ctl_open_read(c);
     if (!rc) {
         raftdir_list *l;
         if ((rc = raftdir_visible_open(c->d, &v, &l)) < 0)
@@ -201,7 +201,7 @@ int ctl_rights(struct ctl *c)
     size_t n;
     const char **groups = split(c->o.groups, &copy, &n);
     const struct raftdir_mailbox *m;
-    int rc = ctl_open(c);
+    int rc = ctl_open_read(c);
     if (!rc) {
         rc = raftdir_my_rights(c->d, c->args[0], c->args[1], groups, n, &m);
         if (rc < 0)
