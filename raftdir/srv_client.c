@@ -1,6 +1,6 @@
 /* srv_client.c - connections of the client protocol: who it is, what is open, what may be asked, and how answers leave. See srv_client.h.
  *
- * Garbage, a request id used twice, or something before Hello closes that one connection, with a log line a cause and minute. A client that doesn't
+ * Garbage and a request id used twice close that one connection, with a log line a cause and minute. A client that doesn't
  * read is not read from once CLIENT_OUT_LEN_MAX bytes wait for it; what it asked before waits as BLOCKED. Roles are those of the rules at the time of the request. */
 #include "srv_client.h"
 #include <stdarg.h>
@@ -72,6 +72,11 @@ void srv_request_block(struct request *r)
 bool srv_client_backed_up(struct client *c)
 {
     return conn_queued_len(c->conn) > CLIENT_OUT_LEN_MAX;
+}
+
+bool srv_client_stream_full(struct client *c)
+{
+    return conn_queued_len(c->conn) > SRV_STREAM_OUT_LEN;
 }
 
 void srv_client_backed_up_set(struct client *c)

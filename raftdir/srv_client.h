@@ -21,6 +21,10 @@
 
 #define SRV_TICK_MS 50            /* deadlines and progress are looked at this often */
 #define SRV_CHUNK_LEN (256u << 10) /* a chunk of rows ends beyond this */
+/* Three marks of what waits for a client. Streams stop at the lowest, so that they alone never keep Credit, Cancel and lookups from being read; at
+ * CLIENT_OUT_LEN_MAX nothing more is read; at the highest the connection closes. Under the lowest (half of conn's limit: on_drain) all goes on. */
+#define SRV_OUT_LEN_MAX (CLIENT_OUT_LEN_MAX + CLIENT_OUT_LEN_MAX / 2)
+#define SRV_STREAM_OUT_LEN (SRV_OUT_LEN_MAX / 2)
 
 enum request_state {
     REQUEST_NEW = 1,
@@ -100,6 +104,7 @@ void srv_answer(struct request *r, Raftdir__Client__FromNode *f);
 void srv_fail(struct request *r, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void srv_fail_err(struct request *r, int code, const struct err *err);
 bool srv_client_backed_up(struct client *c);
+bool srv_client_stream_full(struct client *c);
 void srv_client_backed_up_set(struct client *c);
 void srv_request_block(struct request *r);
 void srv_consensus_call(struct request *r, enum consensus_kind kind);

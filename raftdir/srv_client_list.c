@@ -152,7 +152,7 @@ static void chunk(struct request *r)
     srv_rows_free(&rows);
     if (!more)
         return;
-    if (srv_client_backed_up(r->client)) {
+    if (srv_client_stream_full(r->client)) {
         srv_request_block(r);
     } else if (!r->credit) {
         r->state = REQUEST_CREDIT;
@@ -168,10 +168,8 @@ void srv_list_turn(struct service *s)
         return;
     DL_DELETE(s->runnable, r);
     r->state = REQUEST_NEW;
-    if (srv_client_backed_up(r->client)) {
-        srv_client_backed_up_set(r->client);
+    if (srv_client_stream_full(r->client))
         srv_request_block(r);
-        return;
-    }
-    chunk(r);
+    else
+        chunk(r);
 }

@@ -89,7 +89,7 @@ static void take(struct service *s, uv_stream_t *listener, bool local)
     struct err err = {0};
     struct conn *c;
     SSL_CTX *tls = local ? NULL : daemon_tls(d);
-    struct conn_options o = {.tls = tls, .frame_len_max = CLIENT_FRAME_LEN_MAX, .out_len_max = 2 * CLIENT_OUT_LEN_MAX};
+    struct conn_options o = {.tls = tls, .frame_len_max = CLIENT_FRAME_LEN_MAX, .out_len_max = SRV_OUT_LEN_MAX};
     int rc = conn_accept(&s->loop, listener, &o, &srv_client_events, &c, &err);
     SSL_CTX_free(tls);
     if (rc != 0) {
