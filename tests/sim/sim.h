@@ -47,6 +47,7 @@ enum plant {
     PLANT_YOUNG_AGE,
     PLANT_MUTE_NODE,
     PLANT_PHANTOM_MEMBER,
+    PLANT_EARLY_MEMBER,
 };
 
 struct sim_options {
@@ -297,12 +298,14 @@ void check_init(void);
 void check_close(void);
 void check_first_entry(struct entry *e);
 void check_node(struct sim_node *n);                         /* after every call into the driver */
+void check_vote(const struct sim_node *n, uint64_t term, uint64_t voted_for); /* it is durable */
 void check_boot(struct sim_node *n, uint64_t term);
 void check_applied(struct sim_node *n, const struct apply_batch *batch);
 void check_to_apply(struct sim_node *n, const struct apply_batch *batch);
 void check_periodic(void);
 void check_final(void);
 void check_verify(struct sim_node *n);
+void check_member_answer(uint64_t id, int role); /* an operator is told that it has this role; -1: that it is gone */
 uint64_t check_committed(void); /* the highest index committed anywhere */
 const struct entry *check_entry(uint64_t index);
 void check_acked(uint64_t index);

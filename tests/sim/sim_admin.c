@@ -104,14 +104,20 @@ void admin_done(struct sim_member *m, const Raftdir__Cluster__MemberResult *resu
     if (m->next)
         m->next->prev = m->prev;
     TRACE("admin: %" PRIu64 " answers %s %s", n->id, err_name(result->code), result->message ? result->message : "");
-    if (!n->doomed && !result->code) {
+    bool told = !result->code || (planted(PLANT_EARLY_MEMBER) && m->request.op_case != RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_ADD);
+    if (!n->doomed && told) {
         if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_ADD) {
             if (!result->member || !result->member->id)
                 sim_violation("members", "an add was answered without the member's id");
+            check_member_answer(result->member->id, RAFT_STANDBY);
             struct sim_node *about = &sim.nodes[m->slot];
             if (about->state == SLOT_ADDING && !memcmp(about->uuid, m->member.uuid.data, NODE_UUID_LEN))
                 event_post(rnd_in(1, 50), joined, NULL, NULL, (void *)(uintptr_t)result->member->id, m->slot);
         }
+        if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_PROMOTE)
+            check_member_answer(m->request.promote, RAFT_VOTER);
+        if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE)
+            check_member_answer(m->request.remove, -1);
         if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER)
             sim.stats.transfers++;
     }

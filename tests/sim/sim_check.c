@@ -13,6 +13,7 @@ static struct sim_log committed;          /* by whichever leader first */
 static uint64_t *commit_terms;            /* the leader's term at that moment */
 static size_t commit_terms_cap;
 static uint64_t leaders[TERMS_MAX];       /* the leader of each term */
+static uint64_t *votes[IDS_MAX];          /* each member's durable vote in each term */
 static struct {
     uint64_t at, index;
 } *acks;
@@ -155,6 +156,20 @@ void check_node(struct sim_node *n)
             sim_violation("committed entries", "member %" PRIu64 " has %s entry %" PRIu64 " than was committed", n->id, e ? "another" : "no", i);
     }
     n->commit_seen = s->commit_index;
+}
+
+void check_vote(const struct sim_node *n, uint64_t term, uint64_t voted_for)
+{
+    if (!voted_for)
+        return;
+    if (term >= TERMS_MAX)
+        sim_violation("election", "term %" PRIu64, term);
+    if (!votes[n->id])
+        votes[n->id] = xcalloc(TERMS_MAX, sizeof **votes);
+    uint64_t *vote = &votes[n->id][term];
+    if (*vote && *vote != voted_for)
+        sim_violation("vote", "member %" PRIu64 " votes for %" PRIu64 " and for %" PRIu64 " in term %" PRIu64, n->id, *vote, voted_for, term);
+    *vote = voted_for;
 }
 
 void check_boot(struct sim_node *n, uint64_t term)
@@ -301,6 +316,30 @@ static void check_configuration(struct sim_node *n)
     raft_configuration_close(&conf);
 }
 
+/* What an operator is told about a membership was committed at some time: he starts or wipes machines by it. */
+void check_member_answer(uint64_t id, int role)
+{
+    bool held = false;
+    for (uint64_t i = committed.n; i && !held; i--) {
+        const struct entry *e = committed.e[i - 1];
+        struct raft_configuration conf;
+        struct raft_buffer buf = {(void *)e->data, e->len};
+        if (e->type != RAFT_CHANGE)
+            continue;
+        raft_configuration_init(&conf);
+        if (raft_configuration_decode(&buf, &conf))
+            sim_violation("configuration", "the change at %" PRIu64 " doesn't parse", i);
+        int found = -1;
+        for (unsigned k = 0; k < conf.n; k++)
+            if (conf.servers[k].id == id)
+                found = conf.servers[k].role;
+        held = role == RAFT_STANDBY ? found >= 0 : found == role; /* it may have been promoted since */
+        raft_configuration_close(&conf);
+    }
+    if (!held)
+        sim_violation("membership answer", "an operator is told what was never committed: member %" PRIu64 ", role %d", id, role);
+}
+
 /* --- Deadlines -------------------------------------------------------------------------------------------------------------------------------- */
 
 static void overdue(const struct sim_node *n, const char *what, uint64_t deadline_ms)
@@ -433,8 +472,10 @@ void check_init(void)
 void check_close(void)
 {
     log_clear(&committed);
-    for (unsigned i = 0; i < IDS_MAX; i++)
+    for (unsigned i = 0; i < IDS_MAX; i++) {
         log_clear(&sim.graves[i]);
+        free(votes[i]);
+    }
     free(commit_terms);
     free(acks);
     commit_terms = NULL;

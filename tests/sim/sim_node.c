@@ -332,7 +332,7 @@ void node_crash(struct sim_node *n, uint64_t restart_ms)
     if (planted(PLANT_WRONG_INDEX_ROW))
         plant_break_index(n);
     if (restart_ms && n->state == SLOT_MEMBER)
-        restart_later(n, restart_ms);
+        restart_later(n, chance(300) ? rnd_in(1, 30) : restart_ms); /* some are back before anybody has noticed */
 }
 
 void node_pause(struct sim_node *n, uint64_t ms)

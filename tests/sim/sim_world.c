@@ -12,12 +12,16 @@ static struct event *heap;
 static size_t heap_n, heap_cap;
 static uint64_t event_seq, random_state;
 
-uint64_t rnd(void) /* splitmix64 */
+static uint64_t mix(uint64_t z)
 {
-    uint64_t z = random_state += 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return z ^ (z >> 31);
+}
+
+uint64_t rnd(void) /* splitmix64 */
+{
+    return mix(random_state += 0x9e3779b97f4a7c15ull);
 }
 
 unsigned rnd_in(unsigned min, unsigned max)
@@ -170,7 +174,7 @@ void world_init(const struct sim_options *options)
 {
     memset(&sim, 0, sizeof sim);
     sim.options = *options;
-    random_state = options->seed * 0x9e3779b97f4a7c15ull + 0x1234567;
+    random_state = mix(mix(options->seed + 0x1234567)); /* neighbours start far apart */
     sim.now = sim.started = 1000;
     fault_config();
     request_init();
