@@ -204,7 +204,7 @@ struct sim_member {
 /* --- The world ------------------------------------------------------------------------------------------------------------------- */
 /* X(field, name in the totals) */
 #define SIM_STATS(X)                                                                                                              \
-    X(steps, "steps") X(frames, "frames") X(frames_lost, "lost") X(entries, "entries") X(commits, "commits") X(crashes, "crashes") \
+    X(steps, "steps") X(frames, "frames") X(frames_lost, "lost") X(foreign, "foreign") X(entries, "entries") X(commits, "commits") X(crashes, "crashes") \
     X(crash_points, "crash_points") X(torn, "torn") X(rollbacks, "rollbacks") X(pauses, "pauses") X(io_errors, "io_errors")        \
     X(partitions, "partitions") X(resets, "resets") X(elections, "elections") X(changes, "changes") X(transfers, "transfers")      \
     X(writes, "writes") X(acks, "acks") X(refused, "refused") X(replays, "replays") X(uncertain, "uncertain")                      \

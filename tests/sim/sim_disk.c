@@ -3,8 +3,8 @@
  * A flush takes everything that was handed over meanwhile and is durable when it completes, not earlier; only then the driver is told. A crash
  * during a flush leaves nothing of it, all of it, or its first batches (a batch, with the truncation that it implies, is atomic: one checksum). Term
  * and vote are durable when the call returns; a crash in the call leaves either.
- * The images are kept in memory: disk_load, disk_append, disk_vote and disk_clear are all that touches them, and the place to put the product's
- * segment files instead (they have their own tests, power cuts included). */
+ * The images are kept in memory: disk_append and disk_vote write them, node_up reads them; there the product's segment files could be put instead (they have
+ * tests of their own, power cuts included). */
 #include "sim.h"
 #include <inttypes.h>
 #include <stdlib.h>

@@ -88,6 +88,43 @@ static void frame_drop(struct event *ev)
     free(ev->data);
 }
 
+/* Noise, or a frame that is not for this member of this cluster: dropped and counted. */
+static void deliver_foreign(struct sim_node *to, const struct frame *f)
+{
+    uint8_t noise[64], *data = noise;
+    size_t len = rnd_in(0, sizeof noise);
+    Raftdir__Peer__Frame *m = chance(500) ? raftdir__peer__frame__unpack(NULL, f->len, f->data) : NULL;
+    if (m) {
+        unsigned what = rnd_in(0, 3);
+        if (what == 0)
+            m->cluster_id++;
+        else if (what == 1)
+            m->incarnation++;
+        else if (what == 2)
+            m->to++;
+        else
+            m->from++;
+        len = raftdir__peer__frame__get_packed_size(m);
+        data = xcalloc(1, len);
+        raftdir__peer__frame__pack(m, data);
+        raftdir__peer__frame__free_unpacked(m, NULL);
+    } else {
+        for (size_t i = 0; i < len; i++)
+            noise[i] = (uint8_t)rnd();
+    }
+    uint64_t dropped = to->status.frames_dropped, last = to->status.last_index, term = to->status.term;
+    unsigned epoch = to->epoch;
+    node_enter(to);
+    node_receive(to->node, node_clock(to), f->from_id, data, len);
+    node_leave(to);
+    if (to->up && to->epoch == epoch && !to->failed &&
+        (to->status.frames_dropped != dropped + 1 || to->status.last_index != last || to->status.term != term))
+        sim_violation("foreign frame", "member %" PRIu64 " takes a frame that is not for it", to->id);
+    if (data != noise)
+        free(data);
+    sim.stats.foreign++;
+}
+
 static void frame_arrive(struct event *ev)
 {
     struct frame *f = ev->data;
@@ -99,6 +136,12 @@ static void frame_arrive(struct event *ev)
         sim.stats.frames_lost++;
         trace_frame("lost", f);
     } else {
+        if (!sim.healing && chance(2))
+            deliver_foreign(to, f);
+        if (!to->up) { /* died of it, at a crash point */
+            free(f);
+            return;
+        }
         trace_frame("got", f);
         sim_hash(f->data, f->len);
         node_enter(to);
