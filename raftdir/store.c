@@ -197,6 +197,9 @@ static int open_tables(struct store *s, struct err *err)
             rc = state_write(&txn, err);
     } else {
         rc = store_state_get(&txn, err);
+        if (!rc && txn.state.meta.feature_level > FEATURE_LEVEL_MAX)
+            rc = err_set(err, RAFTDIR_EVERSION, "the state has feature level %u; this program knows up to %d", txn.state.meta.feature_level,
+                         FEATURE_LEVEL_MAX);
     }
     if (rc)
         goto abort_txn;
@@ -222,6 +225,7 @@ int store_open(const char *dir, const struct store_options *options, struct stor
             rc = err_set(err, RAFTDIR_ENOMEM, "open store: out of memory");
             goto free_store;
         }
+        s->writer->undo.len_max = STORE_UNDO_LEN_MAX;
     }
     uint64_t map_len = s->options.map_len ? s->options.map_len : STORE_MAP_LEN;
     for (;;) {

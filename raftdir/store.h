@@ -102,6 +102,9 @@ int store_visible_begin(const struct acl_subject *who, acl_rights rights, const 
 /* The next row within `txn` (any live read transaction; cursors are kept while it is the same snapshot). 0 with a row; RAFTDIR_ENOTFOUND at the
  * end. rights_r (NULL allowed): the effective rights of a visible scan. */
 int store_scan_next(struct store_scan *scan, struct store_txn *txn, struct store_mailbox *m_r, acl_rights *rights_r, struct err *err);
+/* At most so many rows touched in one store_scan_next(); beyond, it returns RAFTDIR_EBUSY and goes on at the next call, in any transaction. For threads
+ * that must not be held up by a filter that nothing matches. 0, as at the start: no bound. */
+void store_scan_bound(struct store_scan *scan, uint64_t touched_max);
 void store_scan_counters(const struct store_scan *scan, struct store_counters *c_r);
 void store_scan_release(struct store_scan *scan); /* forget cursors of the transaction; the position stays. Before the txn is reset or ends */
 void store_scan_end(struct store_scan **scan);

@@ -54,6 +54,7 @@ struct store_scan {
     size_t *heap; /* indexes of sources that have a row, least key first */
     size_t heap_n;
     struct store_counters counters;
+    uint64_t touched_max; /* in one call; 0: any */
 };
 
 static char *copy_text(const char *s, bool *failed)
@@ -154,6 +155,11 @@ int store_visible_begin(const struct acl_subject *who, acl_rights rights, const 
 void store_scan_counters(const struct store_scan *scan, struct store_counters *c_r)
 {
     *c_r = scan->counters;
+}
+
+void store_scan_bound(struct store_scan *scan, uint64_t touched_max)
+{
+    scan->touched_max = touched_max;
 }
 
 void store_scan_release(struct store_scan *s)
@@ -516,7 +522,11 @@ int store_scan_next(struct store_scan *s, struct store_txn *txn, struct store_ma
         store_scan_release(s);
         return rc;
     }
-    for (;;) {
+    uint64_t start = s->counters.touched;
+    for (bool first = true;; first = false) {
+        /* Every name up to s->last is dealt with, so this is a place to stop at. */
+        if (!first && s->touched_max && s->counters.touched - start >= s->touched_max)
+            return err_set(err, RAFTDIR_EBUSY, "nothing found yet");
         while (s->heap_n == 0) {
             if (s->range_i + 1 >= s->ranges_n) {
                 s->done = true;

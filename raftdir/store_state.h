@@ -47,7 +47,7 @@ enum store_table {
 #define STORE_SERVER_KEY_MAX 400
 #define STORE_ANYONE "anyone\x1d"
 #define STORE_ANYONE_LEN 7
-#define STORE_UNDO_LEN_MAX (256u << 20) /* what the operations of one request may overwrite, the last one's aside */
+#define STORE_UNDO_LEN_MAX (256u << 20) /* what the operations of one request may overwrite, the last one's aside; part of the replicated behaviour */
 
 /* The counters that change with the data; in a write transaction the copy in store_txn is the truth until the commit. */
 struct store_totals {
@@ -83,6 +83,7 @@ struct store_undo {
     size_t len, size;
     size_t *at; /* where each step starts */
     size_t steps, steps_size;
+    size_t len_max; /* STORE_UNDO_LEN_MAX; tests lower it */
     struct store_totals state;
     uint32_t feed_ordinal;
 };

@@ -8,12 +8,15 @@
 #include <string.h>
 #include "store_state.h"
 
+#define KEEP_LEN (16u << 20)
 #define STEP_MAILBOX 0xFF
 #define STEP_HEAD 8 /* u8 table or STEP_MAILBOX, u8 had a record before, u16 key length, u32 record length */
 
 void store_undo_start(struct store_txn *txn)
 {
     struct store_undo *u = &txn->store->writer->undo;
+    if (u->size > KEEP_LEN) /* one huge request isn't a reason to hold that much for good */
+        store_undo_close(u);
     u->on = true;
     u->len = 0;
     u->steps = 0;
@@ -32,7 +35,7 @@ int store_undo_room(struct store_txn *txn, size_t steps, size_t len, struct err 
     if (!u->on)
         return 0;
     size_t want = u->len + len + steps * STEP_HEAD;
-    if (want > STORE_UNDO_LEN_MAX)
+    if (want > u->len_max)
         return err_set(err, RAFTDIR_ETOOBIG, "the request changes too much at once: split it");
     if (want > u->size) {
         size_t size = u->size ? u->size : 65536;
@@ -140,5 +143,5 @@ void store_undo_close(struct store_undo *undo)
 {
     free(undo->buf);
     free(undo->at);
-    *undo = (struct store_undo){0};
+    *undo = (struct store_undo){.len_max = undo->len_max};
 }

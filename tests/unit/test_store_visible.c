@@ -334,11 +334,55 @@ static void test_touched(void **state)
     }
 }
 
+/* A filter that nothing matches is walked in bounded steps, and what is found is the same, whether the transaction stays or not. */
+static void test_bound(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_dump d;
+    struct store_txn *txn;
+    struct store_mailbox m;
+    struct store_scan *scan;
+    struct err err = {0};
+    support_store_open(&s, 0);
+    fill(&s, &d, 2000);
+    assert_int_equal(store_read_begin(s.store, &txn, &err), 0);
+    for (int renew = 0; renew < 2; renew++) {
+        unsigned calls = 0, rows = 0, busy = 0;
+        assert_int_equal(store_list_begin(&(struct store_filter){.pattern = "*4.s*"}, NULL, &scan, &err), 0);
+        store_scan_bound(scan, 50);
+        for (;;) {
+            struct store_counters before, after;
+            assert_true(++calls < 1000);
+            store_scan_counters(scan, &before);
+            int rc = store_scan_next(scan, txn, &m, NULL, &err);
+            store_scan_counters(scan, &after);
+            assert_true(after.touched - before.touched <= 50 + 3);
+            if (rc == RAFTDIR_ENOTFOUND)
+                break;
+            assert_true(rc == 0 || rc == RAFTDIR_EBUSY);
+            rows += rc == 0;
+            busy += rc != 0;
+            if (renew) {
+                store_scan_release(scan);
+                assert_int_equal(store_read_renew(txn, &err), 0);
+            }
+        }
+        assert_int_equal(rows, 15);
+        assert_true(busy > 20);
+        store_scan_end(&scan);
+    }
+    store_read_end(&txn);
+    support_dump_free(&d);
+    support_store_close(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dump),
         cmocka_unit_test(test_touched),
+        cmocka_unit_test(test_bound),
     };
     return cmocka_run_group_tests_name("store_visible", tests, NULL, NULL);
 }

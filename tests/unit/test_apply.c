@@ -1,0 +1,361 @@
+/* test_apply.c - what the random stream of test_apply_model.c doesn't reach: big subtrees and their limit, a request too big to be taken back,
+ * replicas' registrations, the feed, what a digest leaves out. White-box. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+#include "raftdir/name.h"
+#include "raftdir/store_state.h"
+#include "support_store.h"
+
+static void put_tree(struct support_store *s, const char *root, int from, int to, const char *acl)
+{
+    struct support_arena a = {0};
+    Raftdir__Log__Op *ops[500];
+    for (int i = from; i < to;) {
+        size_t n = 0;
+        for (; n < 500 && i < to; i++, n++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s.f%06d", root, i);
+            ops[n] = support_put(&a, name, "be1", "p1", acl);
+        }
+        assert_int_equal(support_apply(&a, s, support_request(&a, s, ops, n))->code, 0);
+        support_free(&a);
+    }
+}
+
+static Raftdir__Log__Op *rename_op(struct support_arena *a, const char *from, const char *to)
+{
+    Raftdir__Log__Op *op = support_op(a, RAFTDIR__LOG__OP__OP_RENAME);
+    op->rename->from = support_text(a, from);
+    op->rename->to = support_text(a, to);
+    op->rename->has_subtree = op->rename->subtree = true;
+    return op;
+}
+
+static bool exists(struct support_store *s, const char *name)
+{
+    struct store_txn *txn;
+    struct store_mailbox m;
+    struct err err = {0};
+    assert_int_equal(store_read_begin(s->store, &txn, &err), 0);
+    int rc = store_lookup(txn, name, strlen(name), &m, &err);
+    assert_true(rc == 0 || rc == RAFTDIR_ENOTFOUND);
+    store_read_end(&txn);
+    return rc == 0;
+}
+
+static void test_big_subtree(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    support_store_open(&s, 0);
+    put_tree(&s, "user.big", 0, SUBTREE_MAX, "big\tlrs\t");
+    Raftdir__Log__Op *op = rename_op(&a, "user.big", "user.huge");
+    Raftdir__Log__Result *r = support_apply(&a, &s, support_request(&a, &s, &op, 1));
+    assert_int_equal(r->code, 0);
+    assert_int_equal(r->ops[0]->changed, SUBTREE_MAX);
+    assert_true(exists(&s, "user.huge.f099999") && !exists(&s, "user.big.f099999"));
+    put_tree(&s, "user.huge", SUBTREE_MAX, SUBTREE_MAX + 1, "big\tlrs\t");
+    uint8_t before[16];
+    support_digest(&s, before);
+    assert_int_equal(support_do(&a, &s, rename_op(&a, "user.huge", "user.x")), RAFTDIR_ETOOBIG);
+    assert_int_equal(support_do(&a, &s, support_delete(&a, "user.huge", true)), RAFTDIR_ETOOBIG);
+    assert_true(exists(&s, "user.huge.f100000"));
+    assert_int_equal(support_do(&a, &s, support_delete(&a, "user.huge.f100000", true)), 0);
+    assert_int_equal(support_do(&a, &s, support_delete(&a, "user.huge", true)), 0);
+    struct store_txn *txn;
+    struct store_meta meta;
+    assert_int_equal(store_read_begin(s.store, &txn, NULL), 0);
+    assert_int_equal(store_meta_get(txn, &meta, NULL), 0);
+    assert_int_equal(meta.mailboxes, 0);
+    store_read_end(&txn);
+    assert_int_equal(support_verify(&s, false), 0);
+    support_free(&a);
+    support_store_close(&s);
+}
+
+static void test_too_big_to_take_back(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    support_store_open(&s, 0);
+    put_tree(&s, "user.t", 0, 100, "t\tlrs\tanyone\tl\t");
+    s.store->writer->undo.len_max = 30000;
+    /* Some renames fit, then it is too much: all of them are taken back. */
+    Raftdir__Log__Op *ops[6] = {support_put(&a, "user.new", "be7", "p7", "fresh\tl\t"), rename_op(&a, "user.t", "user.u"), rename_op(&a, "user.u", "user.v"),
+                                rename_op(&a, "user.v", "user.w"), rename_op(&a, "user.w", "user.x"), support_delete(&a, "user.x", true)};
+    Raftdir__Log__Result *r = support_apply(&a, &s, support_request(&a, &s, ops, 6));
+    assert_int_equal(r->code, RAFTDIR_ETOOBIG);
+    assert_true(r->failed_op > 0 && r->failed_op < 5);
+    assert_true(exists(&s, "user.t.f000099") && !exists(&s, "user.x.f000000") && !exists(&s, "user.new"));
+    assert_int_equal(support_verify(&s, false), 0);
+    /* By itself one of them needs no taking back. */
+    assert_int_equal(support_do(&a, &s, ops[1]), 0);
+    assert_int_equal(support_verify(&s, false), 0);
+    support_free(&a);
+    support_store_close(&s);
+}
+
+/* A store of two slots, be1!p1 active and be2!p2 its replica, as a later release will make them. */
+static void add_replica_slot(struct support_store *s)
+{
+    struct store_txn *txn;
+    struct err err = {0};
+    struct record_store two;
+    uint64_t id, be2_id;
+    bool active;
+    MDB_val v;
+    uint8_t key[8], buf[RECORD_STORE_LEN_MAX], old[RECORD_STORE_LEN_MAX], slot[10];
+    assert_int_equal(store_write_begin(s->store, &txn, &err), 0);
+    assert_int_equal(store_place_find(txn, (struct store_str){"be1", 3}, (struct store_str){"p1", 2}, &id, &active, &err), 0);
+    assert_int_equal(store_server_find(txn, (struct store_str){"be2", 3}, &be2_id, &err), 0);
+    put_be64(key, id);
+    assert_int_equal(store_get(txn, TABLE_STORES, key, 8, &v, &err), 0);
+    size_t old_len = v.mv_size;
+    memcpy(old, v.mv_data, old_len);
+    assert_int_equal(record_decode_store(key, 8, old, old_len, &two, &err), 0);
+    two.implicit = false;
+    two.epoch = 5;
+    two.slots_n = 2;
+    two.slot[1] = (struct record_slot){be2_id, {"be2", 3}, {"p2", 2}};
+    size_t len = record_encode_store(key, 8, &two, buf);
+    record_digest_sub(&txn->state.digest, TABLE_STORES, key, 8, old, old_len);
+    record_digest_add(&txn->state.digest, TABLE_STORES, key, 8, buf, len);
+    assert_int_equal(store_put(txn, TABLE_STORES, key, 8, buf, len, 0, &err), 0);
+    put_be64(slot, be2_id);
+    memcpy(slot + 8, "p2", 2);
+    assert_int_equal(store_put(txn, TABLE_SLOT, slot, 10, key, 8, 0, &err), 0);
+    assert_int_equal(store_write_commit(&txn, &err), 0);
+}
+
+static int activate(struct support_arena *a, struct support_store *s, const char *name, const char *server, const char *partition, const char *acl)
+{
+    Raftdir__Log__Op *op = support_op(a, RAFTDIR__LOG__OP__OP_ACTIVATE);
+    op->activate->mailbox = support_mailbox(a, name, server, partition, acl);
+    return support_do(a, s, op);
+}
+
+static void test_replica_and_epoch(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    support_store_open(&s, 0);
+    assert_int_equal(activate(&a, &s, "user.a", "be1", "p1", "a\tlrs\t"), 0);
+    assert_int_equal(activate(&a, &s, "user.b", "be2", "px", "b\tlrs\t"), 0); /* makes the server be2 known */
+    add_replica_slot(&s);
+    assert_int_equal(support_verify(&s, false), 0);
+    uint8_t before[16], after[16];
+    /* The same again from the replica succeeds and changes nothing but its own result; anything else is refused. */
+    struct store_txn *txn;
+    struct store_mailbox m;
+    assert_int_equal(activate(&a, &s, "user.a", "be2", "p2", "a\tlrs\t"), 0);
+    assert_int_equal(activate(&a, &s, "user.a", "be2", "p2", "a\tl\t"), RAFTDIR_EOTHERSTORE);
+    assert_int_equal(activate(&a, &s, "user.new", "be2", "p2", "a\tl\t"), RAFTDIR_EOTHERSTORE);
+    Raftdir__Log__Op *op = support_delete(&a, "user.a", false);
+    op->delete_->location = support_location(&a, "be2", "p2");
+    assert_int_equal(support_do(&a, &s, op), RAFTDIR_EOTHERSTORE);
+    op = support_op(&a, RAFTDIR__LOG__OP__OP_DEACTIVATE);
+    op->deactivate->name = support_text(&a, "user.a");
+    op->deactivate->location = support_location(&a, "be2", "p2");
+    assert_int_equal(support_do(&a, &s, op), RAFTDIR_EOTHERSTORE);
+    op = support_op(&a, RAFTDIR__LOG__OP__OP_RESERVE);
+    op->reserve->name = support_text(&a, "user.a");
+    op->reserve->location = support_location(&a, "be2", "p2");
+    assert_int_equal(support_do(&a, &s, op), 0); /* is registered there already */
+    op->reserve->name = support_text(&a, "user.new");
+    assert_int_equal(support_do(&a, &s, op), RAFTDIR_EOTHERSTORE);
+    assert_int_equal(store_read_begin(s.store, &txn, NULL), 0);
+    assert_int_equal(store_lookup(txn, "user.a", 6, &m, NULL), 0);
+    assert_true(m.server.len == 3 && memcmp(m.server.s, "be1", 3) == 0 && m.store_epoch == 5);
+    assert_int_equal(m.generation, 1);
+    store_read_end(&txn);
+    /* The fence: who believes in another epoch writes nothing. */
+    support_digest(&s, before);
+    op = support_delete(&a, "user.a", false);
+    Raftdir__Log__Request *req = support_request(&a, &s, &op, 1);
+    req->has_store_epoch = true;
+    req->store_epoch = 4;
+    assert_int_equal(support_apply(&a, &s, req)->code, RAFTDIR_EFENCED);
+    support_digest(&s, after);
+    assert_memory_not_equal(before, after, 16); /* the refusal is kept */
+    assert_true(exists(&s, "user.a"));
+    req = support_request(&a, &s, &op, 1);
+    req->has_store_epoch = true;
+    req->store_epoch = 5;
+    assert_int_equal(support_apply(&a, &s, req)->code, 0);
+    assert_int_equal(support_verify(&s, false), 0);
+    support_free(&a);
+    support_store_close(&s);
+}
+
+struct event {
+    uint64_t index;
+    uint32_t ordinal;
+    uint8_t kind;
+    char name[64], old[64];
+};
+
+static size_t events(struct support_store *s, struct event *list, size_t max)
+{
+    struct store_txn *txn;
+    MDB_cursor *cursor;
+    MDB_val k, v;
+    size_t n = 0;
+    assert_int_equal(store_read_begin(s->store, &txn, NULL), 0);
+    assert_int_equal(mdb_cursor_open(txn->mdb, s->store->dbi[TABLE_FEED], &cursor), 0);
+    while (n < max && mdb_cursor_get(cursor, &k, &v, MDB_NEXT) == 0) {
+        struct event *e = &list[n++];
+        memset(e, 0, sizeof *e);
+        e->index = get_be64(k.mv_data);
+        e->ordinal = get_be32((uint8_t *)k.mv_data + 8);
+        e->kind = *(uint8_t *)v.mv_data;
+        size_t len = get_le16((uint8_t *)v.mv_data + 2);
+        name_from_key((uint8_t *)v.mv_data + 4, len, e->name);
+        name_from_key((uint8_t *)v.mv_data + 4 + len, v.mv_size - 4 - len, e->old);
+    }
+    mdb_cursor_close(cursor);
+    store_read_end(&txn);
+    return n;
+}
+
+static void test_feed(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    struct event list[32];
+    support_store_open(&s, 0);
+    Raftdir__Log__Op *ops[3] = {support_put(&a, "user.a", "be1", "p1", ""), support_put(&a, "user.a.b", "be1", "p1", ""), rename_op(&a, "user.a", "user.c")};
+    assert_int_equal(support_apply(&a, &s, support_request(&a, &s, ops, 3))->code, 0);
+    /* What is refused, or changes nothing, is no event: also after some of its operations had worked. */
+    Raftdir__Log__Op *bad[3] = {support_put(&a, "user.d", "be1", "p1", ""), support_delete(&a, "user.c", true), support_delete(&a, "user.none", false)};
+    Raftdir__Log__Request *reqs[2] = {support_request(&a, &s, bad, 3), support_request(&a, &s, &bad[0], 1)};
+    struct entry *e = support_entry(&s, ++s.index, reqs, 2);
+    struct apply_batch *b = apply_batch_create(&e, 1);
+    apply_batch_run(s.store, b);
+    assert_int_equal(b->status, 0);
+    apply_batch_destroy(&b);
+    entry_unref(e);
+    assert_int_equal(support_do(&a, &s, support_put(&a, "user.d", "be1", "p1", "")), 0); /* the same again */
+    Raftdir__Log__Op *op = support_op(&a, RAFTDIR__LOG__OP__OP_RESERVE);
+    op->reserve->name = support_text(&a, "user.r");
+    op->reserve->location = support_location(&a, "be1", "p1");
+    op->reserve->has_ttl_ms = true;
+    op->reserve->ttl_ms = 10;
+    assert_int_equal(support_do(&a, &s, op), 0);
+    s.log_time_ms += 10;
+    assert_int_equal(support_do(&a, &s, support_delete(&a, "user.d", false)), 0);
+    static const struct event want[] = {
+        {1, 0, STORE_EVENT_CHANGED, "user.a", ""},  {1, 1, STORE_EVENT_CHANGED, "user.a.b", ""},  {1, 2, STORE_EVENT_RENAMED, "user.c", "user.a"},
+        {1, 3, STORE_EVENT_RENAMED, "user.c.b", "user.a.b"}, {2, 0, STORE_EVENT_CHANGED, "user.d", ""}, {4, 0, STORE_EVENT_RESERVED, "user.r", ""},
+        {5, 0, STORE_EVENT_DELETED, "user.r", ""},  {5, 1, STORE_EVENT_DELETED, "user.d", ""},
+    };
+    assert_int_equal(events(&s, list, 32), sizeof want / sizeof *want);
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        assert_string_equal(list[i].name, want[i].name);
+        assert_string_equal(list[i].old, want[i].old);
+        assert_true(list[i].index == want[i].index && list[i].ordinal == want[i].ordinal && list[i].kind == want[i].kind);
+    }
+    support_free(&a);
+    support_store_close(&s);
+}
+
+static void test_feed_is_trimmed(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    struct store_txn *txn;
+    struct event first;
+    MDB_stat st;
+    support_store_open(&s, 0);
+    assert_int_equal(store_write_begin(s.store, &txn, NULL), 0);
+    store_feed_start(txn, 0);
+    for (int i = 0; i < FEED_EVENTS_KEPT + 50; i++)
+        assert_int_equal(store_feed_add(txn, STORE_EVENT_CHANGED, (const uint8_t *)"x", 1, NULL, 0, NULL), 0);
+    assert_int_equal(store_write_commit(&txn, NULL), 0);
+    assert_int_equal(support_do(&a, &s, support_put(&a, "user.a", "be1", "p1", "")), 0);
+    assert_int_equal(store_read_begin(s.store, &txn, NULL), 0);
+    assert_int_equal(mdb_stat(txn->mdb, s.store->dbi[TABLE_FEED], &st), 0);
+    assert_int_equal(st.ms_entries, FEED_EVENTS_KEPT);
+    store_read_end(&txn);
+    assert_int_equal(events(&s, &first, 1), 1);
+    assert_int_equal(first.ordinal, 51); /* the oldest are gone, the newest is in */
+    support_free(&a);
+    support_store_close(&s);
+}
+
+/* A later version may word a refusal anew: that is no divergence. */
+static void test_digest_without_message(void **state)
+{
+    (void)state;
+    static const char *const messages[] = {NULL, "one", "another text"};
+    struct record_digest d[4];
+    uint8_t key[8 + OP_ID_LEN] = {1}, buf[256];
+    for (int i = 0; i < 4; i++) {
+        Raftdir__Log__Result r = RAFTDIR__LOG__RESULT__INIT;
+        r.code = i == 3 ? RAFTDIR_EEXIST : RAFTDIR_ENOTFOUND;
+        r.index = 7;
+        r.message = (char *)(uintptr_t)messages[i % 3];
+        memset(buf, 0, sizeof buf);
+        size_t len = RECORD_RESULT_HEAD_LEN + raftdir__log__result__pack(&r, buf + RECORD_RESULT_HEAD_LEN);
+        d[i] = (struct record_digest){0, 0};
+        assert_int_equal(store_op_digest(&d[i], true, key, sizeof key, buf, len, NULL), 0);
+    }
+    assert_memory_equal(&d[0], &d[1], sizeof d[0]);
+    assert_memory_equal(&d[0], &d[2], sizeof d[0]);
+    assert_memory_not_equal(&d[0], &d[3], sizeof d[0]); /* the code counts */
+}
+
+/* More results run out at once than one entry removes: the rest is refused all the same, and goes with the next entries. */
+static void test_expiry_is_bounded(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    support_store_open(&s, 0);
+    enum { N = OP_EXPIRE_BATCH + 100 };
+    Raftdir__Log__Request **reqs = calloc(N, sizeof *reqs);
+    assert_non_null(reqs);
+    Raftdir__Log__Op *op = support_op(&a, RAFTDIR__LOG__OP__OP_NOOP);
+    for (int i = 0; i < N; i++)
+        reqs[i] = support_request(&a, &s, &op, 1);
+    struct entry *e = support_entry(&s, ++s.index, reqs, N);
+    struct apply_batch *b = apply_batch_create(&e, 1);
+    apply_batch_run(s.store, b);
+    assert_int_equal(b->status, 0);
+    assert_int_equal(b->results_n, N);
+    apply_batch_destroy(&b);
+    entry_unref(e);
+    s.log_time_ms = reqs[0]->expires_ms;
+    assert_int_equal(support_apply(&a, &s, reqs[N - 1])->code, RAFTDIR_EEXPIRED);
+    struct store_txn *txn;
+    MDB_stat st;
+    for (int left = 100; left >= 0; left -= 100) {
+        assert_int_equal(store_read_begin(s.store, &txn, NULL), 0);
+        assert_int_equal(mdb_stat(txn->mdb, s.store->dbi[TABLE_OP], &st), 0);
+        assert_int_equal(st.ms_entries, left);
+        store_read_end(&txn);
+        assert_int_equal(support_apply(&a, &s, reqs[0])->code, RAFTDIR_EEXPIRED);
+    }
+    assert_int_equal(support_verify(&s, false), 0);
+    free(reqs);
+    support_free(&a);
+    support_store_close(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_big_subtree),      cmocka_unit_test(test_too_big_to_take_back), cmocka_unit_test(test_replica_and_epoch),
+        cmocka_unit_test(test_feed),             cmocka_unit_test(test_feed_is_trimmed),      cmocka_unit_test(test_digest_without_message),
+        cmocka_unit_test(test_expiry_is_bounded),
+    };
+    return cmocka_run_group_tests_name("apply", tests, NULL, NULL);
+}
