@@ -1,6 +1,6 @@
 /* conn.c - see conn.h.
  *
- * Sending. conn_send appends to `out`; a prepare handle (it runs just before the loop blocks) hands over all that one turn of the loop queued: one TLS
+ * Sending. conn_send appends to `out`; an idle handle (while it is active the loop doesn't block) hands over all that one turn of the loop queued: one TLS
  * write and one system call. One libuv write is under way at a time; what is queued meanwhile goes with the next.
  * Closing. conn_close lets the queue go out, shuts the sending side down and throws away what still comes in until the other end closes or
  * CONN_LINGER_MS have passed: closing with unread bytes would make the kernel send a reset, which can destroy an answer on its way.
@@ -200,12 +200,12 @@ void conn_close(struct conn *c, int code, const char *why)
 
 /* --- Sending --- */
 
-static void turn_cb(uv_prepare_t *h);
+static void turn_cb(uv_idle_t *h);
 
 void conn_wake(struct conn *c)
 {
     if (c->state != CONN_CLOSED && !uv_is_active((uv_handle_t *)&c->turn))
-        uv_prepare_start(&c->turn, turn_cb);
+        uv_idle_start(&c->turn, turn_cb);
 }
 
 size_t conn_queued_len(const struct conn *c)
@@ -268,13 +268,14 @@ static void shutdown_cb(uv_shutdown_t *req, int status)
         handles_close(c);
 }
 
-static void drained(struct conn *c)
+static bool drained(struct conn *c)
 {
     if (c->state != CONN_OPEN || !c->announced || !c->drain_wanted || conn_queued_len(c) > c->o.out_len_max / 2)
-        return;
+        return false;
     c->drain_wanted = false;
     if (c->ev.on_drain)
         c->ev.on_drain(c);
+    return true;
 }
 
 static void write_cb(uv_write_t *req, int status);
@@ -354,7 +355,7 @@ static void write_cb(uv_write_t *req, int status)
     c->sent_len += len;
     conn_buf_consume(&c->wire, len);
     flush(c);
-    drained(c);
+    (void)drained(c);
 }
 
 /* --- Receiving --- */
@@ -472,23 +473,27 @@ void conn_opened(struct conn *c)
     conn_wake(c);
 }
 
-static void turn_cb(uv_prepare_t *h)
+static void turn_cb(uv_idle_t *h)
 {
     struct conn *c = h->data;
-    uv_prepare_stop(h);
+    bool called = false;
     if (c->state == CONN_OPEN && !c->announced) {
         announce(c);
-        c->pump_wanted = true;
+        called = c->pump_wanted = true;
     }
     if (c->state == CONN_OPEN && c->pump_wanted && !c->paused) {
         c->pump_wanted = false;
         conn_pump(c);
+        called = true;
     }
     bool wants = c->state == CONN_HANDSHAKE || c->state == CONN_LINGERING || (c->state == CONN_OPEN && !c->paused);
     if (wants && !c->write_broken)
         reading_set(c, true);
     flush(c);
-    drained(c);
+    called |= drained(c);
+    /* After callbacks the loop makes one more round without blocking, so that what users do once a round (prepare, check) comes after them. */
+    if (!called && c->state != CONN_CLOSED)
+        uv_idle_stop(h);
 }
 
 /* --- Beginning --- */
@@ -517,7 +522,7 @@ static struct conn *conn_create(uv_loop_t *loop, const struct conn_options *o, c
         c->o.user_timeout_ms = CONN_USER_TIMEOUT_MS;
     if (!c->o.connect_timeout_ms)
         c->o.connect_timeout_ms = HANDSHAKE_TIMEOUT_MS;
-    uv_prepare_init(loop, &c->turn); /* these two can't fail */
+    uv_idle_init(loop, &c->turn); /* these two can't fail */
     uv_timer_init(loop, &c->timer);
     c->turn.data = c->timer.data = c;
     c->handles = 2;

@@ -28,7 +28,7 @@ struct conn {
         uv_tcp_t tcp;
         uv_pipe_t pipe;
     };
-    uv_prepare_t turn; /* runs once before the loop blocks: deferred callbacks, and the flush of all that one turn queued */
+    uv_idle_t turn;  /* once before the loop blocks: deferred callbacks, and the flush of all that one turn queued */
     uv_timer_t timer;  /* connecting, handshake, lingering */
     unsigned handles;  /* initialised and not yet closed */
     uv_connect_t connect_req;
