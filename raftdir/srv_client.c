@@ -438,6 +438,16 @@ static void on_close(struct conn *conn, int code, const char *why)
     free(c);
 }
 
+void srv_clients_silent_close(struct service *s, uint64_t now)
+{
+    if (now - s->silent_ms < 1000)
+        return;
+    s->silent_ms = now;
+    for (struct client *c = s->clients; c; c = c->next)
+        if (!c->greeted && now - c->since_ms > 2 * HANDSHAKE_TIMEOUT_MS)
+            garbage(c, "said nothing for too long");
+}
+
 const struct conn_events srv_client_events = {.on_open = on_open, .on_frame = on_frame, .on_drain = on_drain, .on_oversize = on_oversize, .on_close = on_close};
 
 void srv_client_accepted(struct service *s, struct conn *conn, bool local)
@@ -446,6 +456,7 @@ void srv_client_accepted(struct service *s, struct conn *conn, bool local)
     c->service = s;
     c->conn = conn;
     c->local = local;
+    c->since_ms = shared_now_ms();
     snprintf(c->access.identity, sizeof c->access.identity, "not identified yet");
     conn_data_set(conn, c);
     DL_APPEND(s->clients, c);

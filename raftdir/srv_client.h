@@ -21,6 +21,7 @@
 
 #define SRV_TICK_MS 50            /* deadlines and progress are looked at this often */
 #define SRV_CHUNK_LEN (256u << 10) /* a chunk of rows ends beyond this */
+#define SRV_CHUNK_TOUCHED 4096     /* and beyond so many rows touched: a filter may match none of millions */
 /* Three marks of what waits for a client. Streams stop at the lowest, so that they alone never keep Credit, Cancel and lookups from being read; at
  * CLIENT_OUT_LEN_MAX nothing more is read; at the highest the connection closes. Under the lowest (half of conn's limit: on_drain) all goes on. */
 #define SRV_OUT_LEN_MAX (CLIENT_OUT_LEN_MAX + CLIENT_OUT_LEN_MAX / 2)
@@ -67,6 +68,7 @@ struct client {
     unsigned rules_generation;
     struct access access;
     bool greeted, backed_up;
+    uint64_t since_ms;
     struct request *requests; /* by id */
     struct request *blocked;
 };
@@ -87,6 +89,7 @@ struct service {
     struct client *clients;
     struct request *waiting, *runnable;
     _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */
+    uint64_t silent_ms;           /* when silent clients were last looked for */
     unsigned calls, verifies;     /* requests that are somebody else's now */
     struct verify *verify_list;
     bool stopping, closed;
@@ -97,6 +100,7 @@ void srv_turn_start(struct service *s); /* srv_list_turn from the next turn on, 
 
 /* srv_client.c */
 extern const struct conn_events srv_client_events;
+void srv_clients_silent_close(struct service *s, uint64_t now); /* those that never said Hello */
 void srv_client_accepted(struct service *s, struct conn *c, bool local);
 void srv_request_free(struct request *r);
 /* Answers. `f` needs only what is particular: the rest (version, id, incarnation, log time, age) is filled in. The request goes on with `more`, ends without. */

@@ -44,7 +44,7 @@ void srv_member_done(struct request *r)
 {
     if (r->call.code == RAFTDIR_ECANCELED || !r->call.result) {
         srv_fail(r, r->call.code == RAFTDIR_ECANCELED ? RAFTDIR_EUNCERTAIN : r->call.code, "%s",
-                 r->call.code == RAFTDIR_ECANCELED ? "this node is stopping: look at member list on another, then try again there" : "");
+                 r->call.code == RAFTDIR_ECANCELED ? "this node ended its part in it (stopping, failed or removed): look at member list on another, then try again there" : r->call.err.text);
         return;
     }
     Raftdir__Cluster__MemberResult *result = raftdir__cluster__member_result__unpack(NULL, r->call.result_len, r->call.result);

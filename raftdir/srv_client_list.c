@@ -94,23 +94,32 @@ void srv_list_begin(struct request *r)
         srv_fail_err(r, rc, &err);
         return;
     }
+    store_scan_bound(r->scan, SRV_CHUNK_TOUCHED);
     r->credit = !credit ? LIST_CREDIT_DEFAULT : credit < LIST_CREDIT_MAX ? credit : LIST_CREDIT_MAX;
     r->rows_left = limit ? limit : UINT64_MAX;
     make_runnable(r);
 }
 
-/* Rows up to the bounds of a chunk. 0: there may be more; RAFTDIR_ENOTFOUND: that was the end. */
+/* Rows up to the bounds of a chunk, which may be none. 0: there may be more; RAFTDIR_ENOTFOUND: that was the end. */
 static int chunk_read(struct request *r, struct srv_rows *rows, struct store_meta *meta, struct err *err)
 {
     int rc = srv_txn(r->service, meta, err);
     if (rc != 0)
         return rc;
-    while (rc == 0 && rows->n < LIST_CHUNK_ROWS && rows->len < SRV_CHUNK_LEN && r->credit) {
+    struct store_counters before, now;
+    store_scan_counters(r->scan, &before);
+    now = before;
+    while (rc == 0 && rows->n < LIST_CHUNK_ROWS && rows->len < SRV_CHUNK_LEN && now.touched - before.touched < SRV_CHUNK_TOUCHED && r->credit) {
         struct store_mailbox m;
         acl_rights rights = 0;
         rc = store_scan_next(r->scan, r->service->txn, &m, r->visible ? &rights : NULL, err);
+        if (rc == RAFTDIR_EBUSY) {
+            rc = 0; /* the bound, before a row was found: on in the next chunk */
+            break;
+        }
         if (rc != 0)
             break;
+        store_scan_counters(r->scan, &now);
         srv_rows_add(rows, &m, r->visible ? &rights : NULL);
         r->credit--;
         if (--r->rows_left == 0)

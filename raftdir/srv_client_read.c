@@ -119,7 +119,7 @@ void srv_read_called(struct request *r)
         wait_for(r, index);
         break;
     case RAFTDIR_ECANCELED:
-        srv_fail(r, RAFTDIR_EUNAVAIL, "this node is stopping: ask another");
+        srv_fail(r, RAFTDIR_EUNAVAIL, "this node ended its part in the cluster (it is stopping, failed or was removed): ask another");
         break;
     case RAFTDIR_ENOQUORUM:
         srv_fail(r, RAFTDIR_ENOQUORUM, "no quorum: this node can't confirm its state with a majority; level local answers with what it has, and says how old that is");

@@ -222,7 +222,7 @@ void srv_write_done(struct request *r)
         f.write = result;
     } else {
         f.code = code;
-        f.message = (char *)(uintptr_t)why_not(code);
+        f.message = *r->call.err.text ? r->call.err.text : (char *)(uintptr_t)why_not(code);
     }
     srv_answer(r, &f);
     if (result)

@@ -79,12 +79,9 @@ static void on_timer(uv_timer_t *timer);
 
 /* --- Calls go back to their service thread ----------------------------------------------------------------------------------- */
 
-static void call_done(struct consensus *c, struct consensus_call *call, int code)
+/* ECANCELED: the node ended while it had the call; what became of a write is for others to say. */
+static void call_done(struct consensus_call *call, int code)
 {
-    if (code == RAFTDIR_ECANCELED && c->failed)
-        code = RAFTDIR_EFAILED;
-    if (code == RAFTDIR_ECANCELED && c->removed)
-        code = RAFTDIR_ENOTREADY;
     call->code = code;
     if (!inbox_push(call->reply_to, &call->reply)) {
         logger_line(LOGGER_ERROR, "consensus", "a service thread ended before its calls");
@@ -101,17 +98,19 @@ static void result_copy(struct consensus_call *call, const uint8_t *data, size_t
 
 static void on_write_done(void *data, struct node_write *w, int code, const uint8_t *result, size_t len)
 {
+    (void)data;
     struct consensus_call *call = (struct consensus_call *)((char *)w - offsetof(struct consensus_call, u.write));
     if (code == 0)
         result_copy(call, result, len);
-    call_done(data, call, code);
+    call_done(call, code);
 }
 
 static void on_read_done(void *data, struct node_read *r, int code, uint64_t index)
 {
+    (void)data;
     struct consensus_call *call = (struct consensus_call *)((char *)r - offsetof(struct consensus_call, u.read));
     call->index = index;
-    call_done(data, call, code);
+    call_done(call, code);
 }
 
 static void on_member_done(void *data, struct node_member_op *m, const Raftdir__Cluster__MemberResult *result)
@@ -125,7 +124,7 @@ static void on_member_done(void *data, struct node_member_op *m, const Raftdir__
     size_t len = raftdir__cluster__member_result__get_packed_size(result);
     call->result = mem_alloc(len);
     call->result_len = raftdir__cluster__member_result__pack(result, call->result);
-    call_done(c, call, result->code == RAFTDIR_ECANCELED ? result->code : 0);
+    call_done(call, result->code == RAFTDIR_ECANCELED ? result->code : 0);
 }
 
 /* --- What the node wants of the world (struct node_io) ---------------------------------------------------------------------------- */
@@ -619,6 +618,7 @@ static int member_start(struct consensus *c, enum make make, struct err *err)
     rc = node_start(c->node, shared_now_ms());
     if (rc != 0 && !c->failed)
         on_failed(c, rc, "the node didn't start");
+    status_update(c, shared_now_ms()); /* service threads must not see a member without its feature level and log time */
     shared_phase_set(&d->shared, SHARED_RUNNING, NULL);
     return 0;
 
@@ -664,15 +664,20 @@ static void on_make(struct consensus *c, struct consensus_call *call)
         else
             logger_line(LOGGER_ERROR, "consensus", "%s failed: %s", adopt ? "adoption" : "bootstrap", call->err.text);
     }
-    call_done(c, call, rc);
+    call_done(call, rc);
 }
 
 /* --- Messages ------------------------------------------------------------------------------------------------------------------------------- */
 
+static int call_refuse(struct consensus_call *call)
+{
+    return err_set(&call->err, RAFTDIR_ENOTREADY, "this node takes no part in the cluster now (it is stopping, failed or was removed): ask another");
+}
+
 static void on_call(struct consensus *c, struct consensus_call *call)
 {
     if (!c->node || c->failed || c->removed) {
-        call_done(c, call, c->stopping || c->failed || c->removed ? RAFTDIR_ECANCELED : RAFTDIR_ENOTREADY);
+        call_done(call, call_refuse(call)); /* the node never had it */
         return;
     }
     uint64_t now = shared_now_ms();
@@ -834,7 +839,7 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
 void consensus_submit(struct consensus *c, struct consensus_call *call)
 {
     if (!inbox_push(&c->inbox, &call->msg.link)) {
-        call->code = RAFTDIR_ECANCELED;
+        call->code = call_refuse(call);
         inbox_push(call->reply_to, &call->reply);
     }
 }

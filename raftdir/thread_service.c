@@ -57,6 +57,7 @@ static void on_tick(uv_timer_t *timer)
 {
     struct service *s = timer->data;
     srv_wait_expired(s, shared_now_ms());
+    srv_clients_silent_close(s, shared_now_ms());
     srv_verify_progress(s);
     if (!s->stopping && atomic_load(&s->d->stop_wanted) && atomic_load(&s->d->services_closing)) {
         s->stopping = true;
