@@ -215,16 +215,13 @@ acl_rights acl_eval(const char *acl, size_t len, const struct acl_subject *who)
 {
     static const char anyone[] = "anyone";
     acl_rights positive = 0, negative = 0;
-    /* A user can't become a member of a group by calling himself one. */
     size_t user_len = who->user ? strlen(who->user) : 0;
-    if (user_len && is_group(who->user, user_len))
-        user_len = 0;
     size_t pos = 0;
     struct acl_entry e;
     int rc;
     while ((rc = entry_next(acl, len, &pos, &e)) == 1) {
         bool matches;
-        if (is_group(e.id, e.id_len))
+        if (is_group(e.id, e.id_len)) /* never by the user's name: nobody joins a group by calling himself one */
             matches = in_groups(e.id, e.id_len, who);
         else
             matches = (e.id_len == user_len && user_eq(e.id, who->user, user_len)) ||

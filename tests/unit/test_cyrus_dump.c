@@ -52,7 +52,7 @@ static void warning(void *arg, uint64_t line, const char *text)
     snprintf(warnings + len, sizeof warnings - len, "%llu:%s\n", (unsigned long long)line, text);
 }
 
-/* What a dump is read as: one line a record, "LINE kind name server!partition type acl|uniqueid|..." or "LINE bad name: reason"; then how it ended. */
+/* What a dump is read as: one line a record, "LINE kind name" or "LINE bad name: reason"; then how it ended. */
 static void describe(const struct cyrus_record *r, char *out, size_t size)
 {
     static const char *const kinds[] = {"mailbox", "reserved", "tombstone", "intermediate", "bad"};
@@ -476,7 +476,7 @@ static void pretty_printed(void **state)
         for (int kind = 0; kind < 3; kind++) {
             char *copy = strdup(text);
             assert_non_null(copy);
-            /* As it is; every line at its left end; every blank a TAB or CR. */
+            /* As it is; every line at its left end; gzipped. */
             if (kind == 1) {
                 char *to = copy;
                 for (char *from = copy; *from; from++) {
@@ -527,7 +527,7 @@ static void truncated(void **state)
     for (size_t len = 2; len < size; len++) {
         put_temp(gz, len, false);
         int rc = read_temp(&options, out, sizeof out);
-        if (rc != RAFTDIR_ECORRUPT)
+        if (rc != RAFTDIR_ECORRUPT || !strstr(out, "the gzip data are cut off"))
             fail_msg("%zu of %zu gzipped bytes: %d\n%s", len, size, rc, out);
     }
     gz[size - 6] ^= 1; /* its checksum */

@@ -144,6 +144,12 @@ static void name_check_length(void **state)
         memcpy(name + len - 9, ".5F8471B3", 9);
         assert_int_equal(name_check(name, len, &err), len <= DELETED_NAME_LEN_MAX ? 0 : RAFTDIR_ETOOBIG);
     }
+    /* With a domain too, which counts. */
+    memset(name, 'x', sizeof name);
+    memcpy(name, "d.org!DELETED.user.", 19);
+    memcpy(name + DELETED_NAME_LEN_MAX - 9, ".5F8471B3", 9);
+    assert_int_equal(name_check(name, DELETED_NAME_LEN_MAX, &err), 0);
+    memcpy(name, "DELETED.user.", 13);
     memset(name + 13, 'x', sizeof name - 13);
     memcpy(name + NAME_LEN_MAX - 8, ".5F8471BX", 9); /* no hexadecimal time */
     assert_int_equal(name_check(name, NAME_LEN_MAX + 1, &err), RAFTDIR_ETOOBIG);
