@@ -82,6 +82,8 @@ static const struct {
 } bad[] = {
     {GOOD "colour = \"red\"\n", {"%s:8: colour: unknown key", "raftdird.conf(5)"}},
     {GOOD "\n\nservice_threads = 0\n", {"%s:10: service_threads: \"0\"", "wanted 1 to 64"}},
+    {GOOD "service_threads = 65\n", {"%s:8: service_threads: \"65\"", "wanted 1 to 64"}},
+    {GOOD "client_socket_mode = \"04755\"\n", {"%s:8: client_socket_mode: \"04755\"", "octal"}},
     {GOOD "service_threads = many\n", {"%s:8: service_threads: \"many\"", "wanted 1 to 64"}},
     {GOOD "service_threads = -1\n", {"%s:8: service_threads: \"-1\"", "wanted 1 to 64"}},
     {GOOD "service_threads = 99999999999999999999\n", {"%s:8: service_threads", "wanted 1 to 64"}},
