@@ -171,6 +171,8 @@ static void on_role_changed(void *data)
 static void on_failed(void *data, int code, const char *why)
 {
     struct consensus *c = data;
+    if (code == RAFTDIR_ENOMEM)
+        mem_exhausted(why);
     if (!c->failed) {
         c->failed = code;
         snprintf(c->why, sizeof c->why, "%s", why);
