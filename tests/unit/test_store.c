@@ -1,5 +1,6 @@
 /* test_store.c - the environment and its faults: versions, restarts, a process that dies inside of a batch, a full map, a full disk, flipped
  * bytes, index rows that are missing or too many, read transactions, checkpoints. White-box: writes rows by hand. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -505,6 +506,62 @@ static void test_snapshots(void **state)
     support_store_close(&s);
 }
 
+/* Readers on threads of their own while the writer goes on: each snapshot is whole. Transactions are begun here and used there. */
+struct reader {
+    struct store_txn *txn;
+    _Atomic bool stop;
+    unsigned rounds;
+    uint64_t problems;
+    int rc;
+};
+
+static void *read_on(void *data)
+{
+    struct reader *r = data;
+    uint64_t last = 0;
+    do {
+        struct store_meta meta;
+        uint8_t digest[16];
+        uint64_t problems = 0;
+        r->rc = store_read_renew(r->txn, NULL);
+        if (!r->rc)
+            r->rc = store_verify(r->txn, NULL, digest, &problems, NULL);
+        if (!r->rc)
+            r->rc = store_meta_get(r->txn, &meta, NULL);
+        if (r->rc)
+            return NULL;
+        r->problems += problems + (memcmp(meta.digest, digest, 16) != 0) + (meta.applied_index < last);
+        last = meta.applied_index;
+        r->rounds++;
+    } while (!r->stop);
+    return NULL;
+}
+
+static void test_readers_beside_the_writer(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct reader readers[2] = {{0}};
+    pthread_t threads[2];
+    support_store_open(&s, 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(store_read_begin(s.store, &readers[i].txn, NULL), 0);
+        store_read_reset(readers[i].txn);
+        assert_int_equal(pthread_create(&threads[i], NULL, read_on, &readers[i]), 0);
+    }
+    put_some(&s, 0, 300);
+    for (int i = 0; i < 2; i++)
+        readers[i].stop = true;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(readers[i].rc, 0);
+        assert_int_equal(readers[i].problems, 0);
+        assert_true(readers[i].rounds > 0);
+        store_read_end(&readers[i].txn);
+    }
+    support_store_close(&s);
+}
+
 static void test_checkpoints(void **state)
 {
     (void)state;
@@ -617,7 +674,7 @@ int main(void)
         cmocka_unit_test(test_exactly_once), cmocka_unit_test(test_token_is_hashed), cmocka_unit_test(test_dies_in_batch),
         cmocka_unit_test(test_map_full),    cmocka_unit_test(test_disk_full),       cmocka_unit_test(test_flipped_byte),
         cmocka_unit_test(test_index_faults), cmocka_unit_test(test_snapshots),      cmocka_unit_test(test_checkpoints),
-        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_limits),      cmocka_unit_test(test_readers_beside_the_writer),
     };
     return cmocka_run_group_tests_name("store", tests, NULL, NULL);
 }
