@@ -120,7 +120,7 @@ entries() { case $1 in *.gz) zcat "$1" ;; *) cat "$1" ;; esac | grep -E '^"' | s
 
 # --- The end -----------------------------------------------------------------------------------------------------------------------------
 finish() {
-  local status=$? file pattern lines command
+  local status=$? file pattern lines command=()
   trap - EXIT
   for command in "${cleanups[@]}"; do eval "$command" || true; done
   # A pattern that nothing can match, so that the list is never empty.
@@ -134,7 +134,11 @@ finish() {
       cases_failed=$((cases_failed + 1))
     fi
   done
-  for file in "$work"/*/cluster; do [ ! -f "$file" ] || "$top/deploy/localcluster" --dir "${file%/cluster}" destroy || true; done
+  for file in "$work"/*/cluster; do
+    [ -f "$file" ] || continue
+    if [ -n "${RAFTDIR_TEST_KEEP:-}" ]; then command=(kill all); else command=(destroy); fi
+    "$top/deploy/localcluster" --dir "${file%/cluster}" "${command[@]}" || true
+  done
   if [ -n "${RAFTDIR_TEST_KEEP:-}" ]; then say "kept: $work"; else rm -rf "$work"; fi
   [ $status = 0 ] || exit $status
   [ $cases_failed = 0 ] || exit 1
