@@ -527,7 +527,16 @@ int ctl_member_remove(struct ctl *c)
     }
     if (!c->o.timeout_ms)
         raftdir_set_timeout(c->d, CHANGE_TIMEOUT_MS);
-    return change(c, id, raftdir_member_remove(c->d, id), "is removed; stop its daemon");
+    rc = raftdir_member_remove(c->d, id);
+    /* The node that was asked may be the one that goes, and then it can't say how it ended: the others know. */
+    const struct raftdir_members *ms;
+    if (rc == RAFTDIR_EUNCERTAIN && raftdir_members(c->d, &ms) == 0) {
+        rc = 0;
+        for (size_t i = 0; i < ms->n; i++)
+            if (ms->list[i].id == id)
+                rc = RAFTDIR_EUNCERTAIN;
+    }
+    return change(c, id, rc, "is removed; stop its daemon");
 }
 
 int ctl_leader_show(struct ctl *c)
