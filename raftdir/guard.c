@@ -132,8 +132,8 @@ int guard_start(struct guard *g, raft_time now, const struct guard_start *start,
     }
     g->leader_contact = now;
     rc = guard_step(g, now, &s, NULL, err);
-    if (!rc)
-        raft_free(entries); /* on an error it is unknown who owns it: the node ends */
+    if (s.stepped)
+        raft_free(entries); /* when the core itself fails it is unknown who owns it: the node ends */
     return rc;
 
 close_configuration:

@@ -26,6 +26,7 @@ struct guard_step {
     bool new_term;   /* START in a term that isn't stored yet */
     raft_time timer; /* own_vote: election_timer_start is put back to this */
     bool rejected;   /* out: the answer is a rejection of entries */
+    bool stepped;    /* out: the core took the event; an error came after it */
 };
 
 static inline bool guard_on(const struct guard *g, enum guard_bit bit)

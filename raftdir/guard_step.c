@@ -136,6 +136,7 @@ int guard_step(struct guard *g, raft_time now, struct guard_step *s, int *refuse
             return 0; /* refused before the core changed anything */
         return guard_fail(g, err_from_raft(rc), err, "the core failed in event %d: %s", (int)s->event.type, raft_strerror(rc));
     }
+    s->stepped = true;
     if (s->new_term)
         u.flags |= RAFT_UPDATE_CURRENT_TERM | RAFT_UPDATE_VOTED_FOR;
     if (s->own_vote)
