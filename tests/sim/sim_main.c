@@ -4,6 +4,7 @@
 #include <ftw.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,8 @@
 
 static const char *const profile_names[] = {"mixed", "calm", "normal", "chaos"};
 static char work_dir[160];
+static volatile sig_atomic_t interrupted;
+static volatile pid_t running; /* the seed's process; 0: none */
 
 static void help(FILE *f)
 {
@@ -67,6 +70,13 @@ static void run_seed(const struct sim_options *options)
     sim.stats = stats;
 }
 
+static void interrupt(int sig)
+{
+    interrupted = sig;
+    if (running)
+        kill(running, SIGKILL);
+}
+
 /* In a child. */
 static void child(const struct sim_options *options, int out)
 {
@@ -96,14 +106,23 @@ static bool one_seed(struct sim_options *options, struct sim_stats *stats_r)
         exit(EXIT_FAILURE);
     }
     if (!pid) {
+        signal(SIGINT, SIG_DFL);
+        signal(SIGTERM, SIG_DFL);
         close(fds[0]);
         child(options, fds[1]);
     }
+    running = pid;
+    if (interrupted) /* before it was known */
+        kill(pid, SIGKILL);
     close(fds[1]);
     bool ok = read(fds[0], stats_r, sizeof *stats_r) == (ssize_t)sizeof *stats_r;
     close(fds[0]);
-    waitpid(pid, &status, 0);
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    running = 0;
     nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    if (interrupted)
+        return false;
     if (WIFSIGNALED(status))
         printf("VIOLATION crash: seed %" PRIu64 " was ended by signal %d (%s)\n  replay: raftdir-sim --seed %" PRIu64
                " --count 1 --profile %s --duration %" PRIu64 " --trace, with the options given\n",
@@ -225,6 +244,9 @@ int main(int argc, char **argv)
         return 2;
     }
     atexit(remove_work_dir);
+    struct sigaction action = {.sa_handler = interrupt};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
 
     struct sim_stats total = {0};
     struct timespec from, to;
@@ -233,6 +255,8 @@ int main(int argc, char **argv)
     for (; done < count && (keep_going || failed < FAILURES_MAX); done++) {
         struct sim_stats stats = {0};
         bool ok = one_seed(&options, &stats);
+        if (interrupted)
+            break;
         failed += !ok;
 #define X(field, name) total.field += stats.field;
         SIM_STATS(X)
@@ -247,5 +271,7 @@ int main(int argc, char **argv)
     }
     clock_gettime(CLOCK_MONOTONIC, &to);
     print_totals(done, failed, &total, (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec));
-    return failed ? 1 : 0;
+    if (interrupted)
+        printf("interrupted at seed %" PRIu64 "\n", options.seed);
+    return failed || interrupted ? 1 : 0;
 }
