@@ -36,6 +36,7 @@ struct store_scan {
     char **groups;
     struct acl_subject who;
     acl_rights rights;
+    uint64_t *ids; /* principals: the groups, then the user, then anyone. 0: not known, or none yet; ids are never taken back */
 
     struct store_pattern levels;
     struct store_range range[2];
@@ -137,7 +138,8 @@ int store_visible_begin(const struct acl_subject *who, acl_rights rights, const 
     s->rights = rights;
     s->user = copy_text(who->user, &failed);
     s->groups = calloc(who->groups_n ? who->groups_n : 1, sizeof *s->groups);
-    if (!s->groups)
+    s->ids = calloc(who->groups_n + 2, sizeof *s->ids);
+    if (!s->groups || !s->ids)
         failed = true;
     for (size_t i = 0; i < who->groups_n && !failed; i++) {
         s->groups[i] = copy_text(who->groups[i], &failed);
@@ -186,6 +188,7 @@ void store_scan_end(struct store_scan **scan)
     for (size_t i = 0; i < s->who.groups_n && s->groups; i++)
         free(s->groups[i]);
     free(s->groups);
+    free(s->ids);
     free(s->sources);
     free(s->heap);
     free(s);
@@ -218,14 +221,17 @@ static int add_source(struct store_scan *s, uint64_t id, struct err *err)
     return 0;
 }
 
-static int add_principal(struct store_scan *s, const char *text, size_t len, struct err *err)
+static int add_principal(struct store_scan *s, uint64_t *id, const char *text, size_t len, struct err *err)
 {
-    uint64_t id;
-    int rc = store_racl_principal(s->txn, text, len, &id, err);
-    if (rc == RAFTDIR_ENOTFOUND)
-        return 0; /* nobody has ever named it in an ACL */
-    s->counters.touched++;
-    return rc ? rc : add_source(s, id, err);
+    if (!*id) {
+        int rc = store_racl_principal(s->txn, text, len, id, err);
+        if (rc == RAFTDIR_ENOTFOUND)
+            return 0; /* nobody has ever named it in an ACL */
+        if (rc)
+            return rc;
+        s->counters.touched++;
+    }
+    return add_source(s, *id, err);
 }
 
 static int open_visible(struct store_scan *s, struct err *err)
@@ -235,7 +241,7 @@ static int open_visible(struct store_scan *s, struct err *err)
     int rc = 0;
     /* A user isn't a group by calling himself one; longer than any identifier, nothing can name him. */
     if (user_len <= IDENTIFIER_LEN_MAX && strncmp(s->user, "group:", 6) != 0)
-        rc = add_principal(s, text, acl_principal(s->user, user_len, text), err);
+        rc = add_principal(s, &s->ids[s->who.groups_n], text, acl_principal(s->user, user_len, text), err);
     for (size_t i = 0; i < s->who.groups_n && !rc; i++) {
         const char *group = s->groups[i];
         if (strncmp(group, "group:", 6) == 0)
@@ -245,7 +251,7 @@ static int open_visible(struct store_scan *s, struct err *err)
             continue;
         memcpy(text, "group:", 6);
         memcpy(text + 6, group, len);
-        rc = add_principal(s, text, len + 6, err);
+        rc = add_principal(s, &s->ids[i], text, len + 6, err);
     }
     const char *at = strrchr(s->user, '@');
     size_t domain_len = at ? strlen(at + 1) : 0;
@@ -253,7 +259,7 @@ static int open_visible(struct store_scan *s, struct err *err)
         memcpy(text, STORE_ANYONE, STORE_ANYONE_LEN);
         if (domain_len)
             memcpy(text + STORE_ANYONE_LEN, at + 1, domain_len);
-        rc = add_principal(s, text, STORE_ANYONE_LEN + domain_len, err);
+        rc = add_principal(s, &s->ids[s->who.groups_n + 1], text, STORE_ANYONE_LEN + domain_len, err);
     }
     return rc;
 }
