@@ -193,11 +193,10 @@ static struct endpoint *pick(struct call *c, uint64_t now)
     return NULL;
 }
 
-/* Is every endpoint out of reach, and for how long has it been? */
-static bool nothing_reachable(const struct call *c, bool *all_hard_r)
+/* Is every endpoint out of reach, and none just being tried for the first time? */
+static bool nothing_reachable(const struct call *c)
 {
     const struct raftdir *d = c->d;
-    *all_hard_r = true;
     for (unsigned i = 0; i < d->endpoints_n; i++) {
         const struct endpoint *ep = d->endpoints[i];
         if ((c->pinned >= 0 && (unsigned)c->pinned != i) || (ep->learned && !d->tls))
@@ -206,7 +205,6 @@ static bool nothing_reachable(const struct call *c, bool *all_hard_r)
             return false;
         if (ep->link && !ep->failures)
             return false; /* its first try is still going on */
-        *all_hard_r &= ep->hard;
     }
     return true;
 }
@@ -406,10 +404,8 @@ static void call_schedule(struct call *c, uint64_t now)
                     return;
                 continue;
             }
-            bool all_hard, out_of_reach = nothing_reachable(c, &all_hard);
             bool useless = c->round_n && c->round_hard == c->round_n && all_tried(c);
-            if ((out_of_reach && all_hard) || useless ||
-                (out_of_reach && !c->connected && d->unreachable_ms && now - c->started_at >= d->unreachable_ms)) {
+            if (useless || (!c->connected && d->unreachable_ms && now - c->started_at >= d->unreachable_ms && nothing_reachable(c))) {
                 call_give_up(c, now);
                 return;
             }
@@ -591,6 +587,12 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
         }
         call_end(c, c->sent_n > 1 ? RAFTDIR_EUNCERTAIN : RAFTDIR_EEXPIRED,
                  c->sent_n > 1 ? "the operation id expired before an answer came: it may or may not have been done" : text);
+        raftdir__client__from_node__free_unpacked(m, NULL);
+        return;
+    }
+    if (refused && code == RAFTDIR_EPERM && c->sent_n > 1) {
+        /* "The operation id is somebody else's": this node knows us as another than the one that took the write before. So it was applied there. */
+        call_end(c, RAFTDIR_EUNCERTAIN, text);
         raftdir__client__from_node__free_unpacked(m, NULL);
         return;
     }

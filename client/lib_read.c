@@ -171,11 +171,7 @@ static void list_on_frame(struct call *c, Raftdir__Client__FromNode *m)
     if (m->body_case == RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS) {
         l->touched_now = m->rows->touched;
         l->skips_now = m->rows->skips;
-        /* From now on no older state will do. */
-        if (!c->min_index && m->has_index && m->has_incarnation) {
-            c->min_index = m->index;
-            c->min_incarnation = m->incarnation;
-        }
+        /* From now on no older state will do: at session level that is what this handle has seen, this answer included. */
         if (c->level == RAFTDIR_LOCAL)
             c->level = RAFTDIR_SESSION;
     }

@@ -274,6 +274,7 @@ struct pipe {
     unsigned held_n, hold, most_held;
     unsigned close_after, answered;
     bool mute;
+    unsigned delay_us;
     struct ids *ids;
 };
 struct ids {
@@ -303,6 +304,8 @@ static void pipelined(struct fake *f, unsigned conn, const Raftdir__Client__ToNo
     note_id(p->ids, m->write->op_id.data);
     if (p->mute)
         return;
+    if (p->delay_us)
+        usleep(p->delay_us);
     p->held[p->held_n].conn = conn;
     p->held[p->held_n++].id = m->request_id;
     if (p->held_n > p->most_held)
@@ -448,10 +451,11 @@ static void busy_is_not_silent(void **state)
     memset(&ids, 0, sizeof ids);
     memset(o, 0, sizeof o);
     pthread_mutex_init(&ids.lock, NULL);
-    struct pipe p = {.hold = 1, .ids = &ids}, q = {.hold = 1, .ids = &ids};
+    /* 64 in flight, 5 ms each: an answer takes three patiences. */
+    struct pipe p = {.hold = 1, .delay_us = 5000, .ids = &ids}, q = {.hold = 1, .ids = &ids};
     fake_start(&one, dir, "one", pipelined, &p);
     fake_start(&two, dir, "two", pipelined, &q);
-    open_nodes(10000, 2000, 64);
+    open_nodes(20000, 100, 64);
     submit_all(o, WRITES);
     assert_int_equal(raftdir_drain(d), 0);
     assert_int_equal(ids.repeats, 0);
