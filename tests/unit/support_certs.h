@@ -3,7 +3,7 @@
 #define SUPPORT_CERTS_H
 #include <openssl/ssl.h>
 
-/* A fresh directory under $TMPDIR or /tmp; support_dir_remove takes it away with its files (one level of folders). */
+/* A fresh directory under $TMPDIR, /dev/shm or /tmp; support_dir_remove takes it away with its files (one level of folders). */
 void support_dir_make(char *path_r, size_t size, const char *what);
 void support_dir_remove(const char *path);
 

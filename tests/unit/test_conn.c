@@ -96,20 +96,21 @@ static void on_connection(uv_stream_t *listener, int status)
     assert_int_equal(server.opened, 0);
 }
 
+/* Every 5 ms, so that no round of the loop blocks for long. */
 static void timer_cb(uv_timer_t *t)
 {
-    *(bool *)t->data = true;
+    (void)t;
 }
 
 /* Runs the loop until the condition holds; 10 seconds are too long. */
 #define RUN_UNTIL(condition)                                                                                                               \
     do {                                                                                                                                   \
         bool late_ = false;                                                                                                                \
+        uint64_t until_ = uv_hrtime() + 10000000000ull;                                                                                    \
         uv_timer_t timer_;                                                                                                                 \
         uv_timer_init(&loop, &timer_);                                                                                                     \
-        timer_.data = &late_;                                                                                                              \
-        uv_timer_start(&timer_, timer_cb, 10000, 0);                                                                                       \
-        while (!(condition) && !late_)                                                                                                     \
+        uv_timer_start(&timer_, timer_cb, 5, 5);                                                                                           \
+        while (!(condition) && !(late_ = uv_hrtime() > until_))                                                                            \
             uv_run(&loop, UV_RUN_ONCE);                                                                                                    \
         uv_close((uv_handle_t *)&timer_, NULL);                                                                                            \
         uv_run(&loop, UV_RUN_NOWAIT);                                                                                                      \
@@ -119,13 +120,13 @@ static void timer_cb(uv_timer_t *t)
 
 static void run_ms(unsigned ms)
 {
-    bool done = false;
+    uint64_t until = uv_hrtime() + ms * 1000000ull;
     uv_timer_t t;
     uv_timer_init(&loop, &t);
-    t.data = &done;
-    uv_timer_start(&t, timer_cb, ms, 0);
-    while (!done)
+    uv_timer_start(&t, timer_cb, 1, 5);
+    do
         uv_run(&loop, UV_RUN_ONCE);
+    while (uv_hrtime() < until);
     uv_close((uv_handle_t *)&t, NULL);
     uv_run(&loop, UV_RUN_NOWAIT);
 }
