@@ -125,12 +125,35 @@ static void told(struct event *ev)
     node_leave(n);
 }
 
+/* What waits becomes one batch, one commit, as in the daemon. */
+static struct apply_batch *merge(struct apply_batch *list)
+{
+    unsigned n = 0, at = 0;
+    for (const struct apply_batch *b = list; b; b = b->next)
+        n += b->n;
+    struct entry **entries = xcalloc(n, sizeof *entries);
+    for (const struct apply_batch *b = list; b; b = b->next)
+        for (unsigned i = 0; i < b->n; i++)
+            entries[at++] = b->entries[i];
+    struct apply_batch *merged = apply_batch_create(entries, n);
+    if (!merged)
+        abort();
+    free(entries);
+    list_destroy(&list);
+    return merged;
+}
+
 static void run(struct event *ev)
 {
     struct sim_node *n = ev->node;
     struct apply_batch *b = n->disk.applying;
-    n->disk.applying = b->next;
-    b->next = NULL;
+    if (b->next && chance(700)) {
+        b = merge(b);
+        n->disk.applying = NULL;
+    } else {
+        n->disk.applying = b->next;
+        b->next = NULL;
+    }
     n->disk.apply_busy = false;
     check_to_apply(n, b);
     for (unsigned i = 0; i < b->n && sim.options.plant; i++) {
