@@ -331,6 +331,7 @@ int main(int argc, char **argv)
     }
     struct daemon *d = mem_calloc(1, sizeof *d);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is met as EFBIG, like a full disk, not as our end */
     umask(0077);
     d->started_ms = shared_now_ms();
     pthread_mutex_init(&d->config_mutex, NULL);
