@@ -117,7 +117,7 @@ static void change_apply(struct file *f, const struct change *c, bool torn)
         if (luck == 0 || rnd(2)) {
             if (f->len < c->at + at + n)
                 length_set(f, c->at + at + n);
-            memcpy(f->durable + c->at + at, c->data + at, n);
+            memcpy(f->durable + c->at + at, c->data + at, luck == 2 && rnd(2) ? rnd((uint32_t)n + 1) : n); /* a disk may tear sectors, too */
         }
         at += n;
     }
@@ -974,6 +974,38 @@ static void vote_repair(void **state)
     }
 }
 
+/* seglog/cut_power: several segments go, and the power at each call. */
+static void cut_power(void **state)
+{
+    (void)state;
+    for (unsigned at = 1; at < 14; at++) {
+        for (unsigned luck = 0; luck < 6; luck++) {
+            fresh();
+            rng = luck + 1;
+            memset(&acked, 0, sizeof acked);
+            struct seglog_found found;
+            assert_int_equal(seglog_open_with(dir, &me, &hooked, &slog, &found, NULL), 0);
+            for (int i = 0; i < 70; i++) {
+                struct log_batch *b = batch_make(&acked, acked.last + 1, 1, 50);
+                assert_int_equal(seglog_write(slog, b, NULL), 0);
+                batches_free(b);
+            }
+            acked.cut = acked.last;
+            maybe = acked;
+            disk.step = 0;
+            disk.fail_at = at;
+            (void)seglog_cut(slog, acked.last, NULL);
+            disk.crashed = true;
+            seglog_close(&slog);
+            power_cut();
+            disk.crashed = false;
+            disk.fail_at = 0;
+            reopen(&hooked);
+            seglog_close(&slog);
+        }
+    }
+}
+
 static void *voter(void *data)
 {
     (void)data;
@@ -1021,7 +1053,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(model_random), cmocka_unit_test(power_cuts),        cmocka_unit_test(io_errors),       cmocka_unit_test(full_disk),
         cmocka_unit_test(flips),        cmocka_unit_test(flips_after_close), cmocka_unit_test(foreign),         cmocka_unit_test(missing_files),
-        cmocka_unit_test(torn_tail_is_gone), cmocka_unit_test(vote_repair),
+        cmocka_unit_test(torn_tail_is_gone), cmocka_unit_test(vote_repair), cmocka_unit_test(cut_power),
         cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
     };
     return cmocka_run_group_tests_name("seglog", tests, NULL, teardown);
