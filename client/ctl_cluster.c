@@ -277,6 +277,7 @@ int ctl_cluster_status(struct ctl *c)
     char *failures = NULL, *errors = NULL;
     size_t failures_len = 0, errors_len = 0, answered = 0, members_n = 0;
     bool quorum = false;
+    char identity[300] = "", role[32] = "";
     int last_error = RAFTDIR_EUNAVAIL;
     FILE *failed = open_memstream(&failures, &failures_len), *err = open_memstream(&errors, &errors_len);
     if (!failed || !err)
@@ -300,6 +301,11 @@ int ctl_cluster_status(struct ctl *c)
             continue;
         }
         answered++;
+        struct raftdir_answer a;
+        if (!*identity && raftdir_answer(c->d, &a) == 0) {
+            snprintf(identity, sizeof identity, "%s", a.identity);
+            snprintf(role, sizeof role, "%s", a.role);
+        }
         if (s->node_id && is_seen(&seen, s->node_id) && cluster_id == s->cluster_id)
             continue; /* by another endpoint */
         if (s->node_id && seen.n < 64)
@@ -362,6 +368,8 @@ int ctl_cluster_status(struct ctl *c)
         json_object_set_new(o, "leader", leader ? json_integer((json_int_t)leader) : json_null());
         json_object_set_new(o, "term", json_integer((json_int_t)term));
         json_object_set_new(o, "quorum", json_boolean(quorum));
+        json_object_set_new(o, "identity", ctl_string(identity));
+        json_object_set_new(o, "role", ctl_string(role));
         json_object_set_new(o, "nodes", nodes);
         json_object_set_new(o, "unreachable", unreachable);
         json_object_set_new(o, "members", members ? members : json_array());
@@ -370,6 +378,8 @@ int ctl_cluster_status(struct ctl *c)
         json_decref(nodes);
         json_decref(unreachable);
         json_decref(members);
+        if (answered)
+            printf("%sYou are %s, role %s.%s\n", ctl_paint(c->color, COLOR_DIM), identity, role, ctl_paint(c->color, COLOR_NONE));
         fflush(stdout);
         if (errors_len)
             fprintf(stderr, "%sNot reached:%s\n%s", ctl_paint(c->color_err, COLOR_WARN), ctl_paint(c->color_err, COLOR_NONE), errors);

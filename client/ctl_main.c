@@ -511,6 +511,9 @@ static int run(struct ctl *c, int argc, char **argv)
             const char *word = argv[optind - 1];
             if (o == ':')
                 return ctl_usage_error(c, "%s wants a value", word);
+            for (int i = 1; optopt && optopt < 256 && i < optind; i++)
+                if (!strcmp(argv[i], "setacl"))
+                    return ctl_usage_error(c, "no option -%c; rights that begin with \"-\" need \"--\" before them: setacl NAME IDENTIFIER -- -lr", optopt);
             if (optopt && optopt < 256)
                 return ctl_usage_error(c, "no option -%c", optopt);
             const char *best = NULL;

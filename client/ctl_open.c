@@ -83,8 +83,7 @@ static const char *hint(int code)
     case RAFTDIR_EUNCERTAIN:
         return "look whether it has happened (`raftdirctl lookup NAME`) before doing it again";
     case RAFTDIR_EPERM:
-        return "who you are to the node is in `raftdirctl cluster status`; roles are in the node's configuration (allow sections); a Unix socket wants root or "
-               "the daemon's own user for changes";
+        return "`raftdirctl cluster status` says who you are to the nodes; roles are in their configuration (allow sections, client_socket_mode)";
     case RAFTDIR_EAUTH:
         return "check --ca, --cert and --key (RAFTDIR_CA, RAFTDIR_CERT, RAFTDIR_KEY), and the clock";
     case RAFTDIR_ENOTREADY:
@@ -128,7 +127,7 @@ int ctl_error(struct ctl *c, int code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    const char *next = hint(code);
+    const char *next = strstr(text, "`raftdirctl") ? NULL : hint(code); /* what is said already needs no more */
     if (c->o.json) {
         json_t *o = json_object(), *e = ctl_error_json(code, text);
         if (next)
