@@ -320,7 +320,9 @@ static bool attempt_queue(struct call *c, unsigned i, uint64_t now)
         head.incarnation = d->incarnation;
         head.min_index = index;
     }
+    /* The node gives up a little before us, so that its reason arrives: "surely not done" is worth more than no answer. */
     uint64_t left = c->deadline > now ? c->deadline - now : 1;
+    left -= left / 4 < ANSWER_MARGIN_MS ? left / 4 : ANSWER_MARGIN_MS;
     head.has_timeout_ms = 1;
     head.timeout_ms = left > REQUEST_TIMEOUT_MAX_MS ? REQUEST_TIMEOUT_MAX_MS : (uint32_t)left;
     if (link_queue(a->ep->link, &head, c->body_field, c->body, c->body_len, &err) < 0) {
@@ -396,6 +398,12 @@ static void call_schedule(struct call *c, uint64_t now)
         }
     }
     if (!c->attempts_n && !idle_stream) {
+        /* A last attempt without time for an answer could only turn "surely not done" into "uncertain". */
+        if ((c->flags & (CALL_WRITE | CALL_ONCE)) && c->fail.code && c->connected && !c->maybe && c->deadline - now < LAST_ATTEMPT_MS &&
+            c->timeout_ms > 2 * LAST_ATTEMPT_MS) {
+            call_give_up(c, now);
+            return;
+        }
         while (!c->attempts_n && now >= c->next_at) {
             struct endpoint *ep = pick(c, now);
             if (ep) {

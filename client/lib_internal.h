@@ -27,6 +27,8 @@
 #define RECONNECT_MAX_MS 500
 #define SLOW_MS 2000                 /* an endpoint that let us wait isn't the first choice for this long */
 #define STREAM_PATIENCE 4            /* a silent stream moves to another node after this many patiences */
+#define ANSWER_MARGIN_MS 200         /* nodes are told to give up so much before we do */
+#define LAST_ATTEMPT_MS 100          /* no write is begun again with less time than this */
 #define LIST_WINDOW 2048             /* rows of credit */
 
 struct raftdir;

@@ -497,6 +497,31 @@ static void write_outcomes_at_the_deadline(void **state)
     }
 }
 
+/* As a node without a quorum does: says so shortly before the time it was given is over. */
+static void no_quorum_at_its_timeout(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
+{
+    uint32_t ms = m->timeout_ms < 200 ? m->timeout_ms : 200;
+    if (m->body_case != F(WRITE))
+        return;
+    usleep(ms * 1000);
+    fake_code(f, conn, m->request_id, RAFTDIR_ENOQUORUM, "no quorum");
+}
+
+static void write_no_quorum_is_certain(void **state)
+{
+    (void)state;
+    fake_start(&one, dir, "one", no_quorum_at_its_timeout, NULL);
+    for (unsigned timeout_ms = 350; timeout_ms < 1300; timeout_ms += 130) {
+        open_at(one.endpoint, timeout_ms, 0);
+        uint64_t t = now_ms();
+        int rc = create("user.a", NULL);
+        if (rc != RAFTDIR_ENOQUORUM)
+            fail_msg("timeout %u ms: %s", timeout_ms, raftdir_message(d));
+        assert_true(now_ms() - t <= timeout_ms + 100);
+        raftdir_close(&d);
+    }
+}
+
 static void refuses(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
 {
     fake_write_result(f, conn, m, RAFTDIR_EEXIST, 51, "user.a is on be2");
@@ -757,6 +782,7 @@ int main(void)
         TEST(write_same_id_in_each_retry),
         TEST(write_ids_differ),
         TEST(write_outcomes_at_the_deadline),
+        TEST(write_no_quorum_is_certain),
         TEST(write_refused),
         TEST(write_not_permitted),
         TEST(write_other_identity),
