@@ -77,8 +77,8 @@ want() {
   # shellcheck disable=SC2053
   [[ $status == $wanted ]] || { cat "$work/out" "$work/err" >&2; fail "status $status instead of $wanted: $*: $(head -c 300 "$work/err")"; }
 }
-want_text() { cat "$work/out" "$work/err" | grep -qiE -- "$1" || { cat "$work/out" "$work/err" >&2; fail "the output lacks /$1/: $(cat "$work/out" "$work/err" | head -c 300)"; }; }
-want_no_text() { ! cat "$work/out" "$work/err" | grep -qiE -- "$1" || fail "the output has /$1/: $(cat "$work/out" "$work/err" | head -c 300)"; }
+want_text() { grep -qiE -- "$1" "$work/out" "$work/err" || { cat "$work/out" "$work/err" >&2; fail "the output lacks /$1/: $(cat "$work/out" "$work/err" | head -c 300)"; }; }
+want_no_text() { ! grep -qiE -- "$1" "$work/out" "$work/err" || fail "the output has /$1/: $(cat "$work/out" "$work/err" | head -c 300)"; }
 want_same() { [ "$1" = "$2" ] || fail "$3: \"$1\" is not \"$2\""; }
 
 status_field() { ctl_at "$1" --json --timeout "${3:-5}" cluster status | jq -r ".nodes[0] | $2"; }
