@@ -121,6 +121,15 @@ static void on_member_done(void *data, struct node_member_op *m, const Raftdir__
         return;
     }
     struct consensus_call *call = (struct consensus_call *)((char *)m - offsetof(struct consensus_call, u.member));
+    Raftdir__Cluster__MemberResult done = RAFTDIR__CLUSTER__MEMBER_RESULT__INIT;
+    if (result->code == RAFTDIR_ECANCELED && c->removed && m->request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE &&
+        m->request->remove == c->identity.node_id) {
+        /* This node was asked to have itself removed, and it was: the answer can't reach it any more, but the removal is the answer. */
+        done.has_cluster_id = done.has_incarnation = true;
+        done.cluster_id = c->identity.cluster_id;
+        done.incarnation = c->identity.incarnation;
+        result = &done;
+    }
     size_t len = raftdir__cluster__member_result__get_packed_size(result);
     call->result = mem_alloc(len);
     call->result_len = raftdir__cluster__member_result__pack(result, call->result);
