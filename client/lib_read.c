@@ -214,24 +214,21 @@ static char **list_strings(struct raftdir_list *l, size_t i)
 
 static int list_start(struct raftdir *d, struct raftdir_list *l, raftdir_list **l_r)
 {
-    char **s;
+    char **s, **groups = l->who.groups; /* the caller's, until they are copied */
+    size_t groups_n = l->who.n_groups;
+    l->who.groups = NULL;
+    l->who.n_groups = 0;
     for (size_t i = 0; (s = list_strings(l, i)); i++)
         if (*s && !(*s = strdup(*s))) {
             while ((s = list_strings(l, ++i)))
                 *s = NULL; /* not ours yet */
             goto no_memory;
         }
-    char **groups = l->who.groups;
-    if (l->who.n_groups) {
-        size_t n = l->who.n_groups;
-        l->who.n_groups = 0;
-        if (!(l->who.groups = calloc(n, sizeof *l->who.groups)))
+    if (groups_n && !(l->who.groups = calloc(groups_n, sizeof *l->who.groups)))
+        goto no_memory;
+    for (; l->who.n_groups < groups_n; l->who.n_groups++)
+        if (!(l->who.groups[l->who.n_groups] = strdup(groups[l->who.n_groups])))
             goto no_memory;
-        for (; l->who.n_groups < n; l->who.n_groups++)
-            if (!(l->who.groups[l->who.n_groups] = strdup(groups[l->who.n_groups])))
-                goto no_memory;
-    } else
-        l->who.groups = NULL;
     if (!(l->call = call_create(d, CALL_STREAM | CALL_SWITCH, l->visible ? RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE : RAFTDIR__CLIENT__TO_NODE__BODY_LIST)))
         goto no_memory;
     l->d = d;
