@@ -3,7 +3,7 @@
  * For an entry: log time moves on (never back), then what ran out leaves (bounded; what is left over is treated as gone all the same),
  * then its requests, each atomic. For a request: an expired id is refused and not kept; a known id gets its stored result, or RAFTDIR_EPERM when
  * somebody else sent it; otherwise the operations run in order, each seeing what the ones before it did, its own preconditions first;
- * when one refuses, everything of the request is taken back. The result is kept until the expiry either way.
+ * when one refuses, everything of the request is taken back. The result is kept until the expiry either way, without its text.
  *
  * Checks that op_request_check() makes belong to the replicated behaviour too, since they are made again here: a later version that allows
  * more must bind that to a feature level. */
@@ -174,14 +174,18 @@ static int apply_new(struct apply_batch *b, struct apply_ctx *ctx, const uint8_t
         result.ops = out_ptrs;
         result.n_ops = req->n_ops;
     }
-    uint8_t *packed = NULL;
-    size_t len = 0;
+    uint8_t *packed = NULL, *kept = NULL;
+    size_t len = 0, kept_len = 0;
     rc = pack_result(&result, &packed, &len, ctx->err);
-    if (rc)
-        goto free_outs;
-    struct store_result stored = {.packed = {(const char *)packed, len}};
-    memcpy(stored.identity, identity, sizeof stored.identity);
-    rc = store_op_put(ctx->txn, req->expires_ms, req->op_id.data, &stored, ctx->err);
+    result.message = NULL; /* texts are this program's, not the cluster's: another version may word them anew */
+    if (!rc)
+        rc = pack_result(&result, &kept, &kept_len, ctx->err);
+    if (!rc) {
+        struct store_result stored = {.packed = {(const char *)kept, kept_len}};
+        memcpy(stored.identity, identity, sizeof stored.identity);
+        rc = store_op_put(ctx->txn, req->expires_ms, req->op_id.data, &stored, ctx->err);
+    }
+    free(kept);
     if (rc)
         free(packed);
     else

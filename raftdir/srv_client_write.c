@@ -215,11 +215,15 @@ void srv_write_done(struct request *r)
             code = RAFTDIR_EUNCERTAIN;
         }
     }
+    Raftdir__Log__Result told;
     if (result) {
+        told = *result;
+        if (told.code && !told.message)
+            told.message = (char *)(uintptr_t)err_text(told.code); /* a repeated answer: texts aren't kept */
         f.has_index = true;
         f.index = result->index;
         f.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_WRITE;
-        f.write = result;
+        f.write = &told;
     } else {
         f.code = code;
         f.message = *r->call.err.text ? r->call.err.text : (char *)(uintptr_t)why_not(code);

@@ -4,7 +4,6 @@
  * is one descent. */
 #include <stdlib.h>
 #include <string.h>
-#include "log.pb-c.h"
 #include "store_state.h"
 
 static void op_key(uint64_t expires_ms, const uint8_t *op_id, uint8_t key[8 + OP_ID_LEN])
@@ -28,38 +27,9 @@ int store_op_get(struct store_txn *txn, uint64_t expires_ms, const uint8_t *op_i
     return 0;
 }
 
-/* The digest of a result leaves out its message. */
-int store_op_digest(struct record_digest *d, bool add, const uint8_t *key, size_t key_len, const void *data, size_t len, struct err *err)
+void store_op_digest(struct record_digest *d, bool add, const uint8_t *key, size_t key_len, const void *data, size_t len)
 {
-    const uint8_t *p = data;
-    uint8_t *buf = NULL;
-    Raftdir__Log__Result *result = raftdir__log__result__unpack(NULL, len - RECORD_RESULT_HEAD_LEN, p + RECORD_RESULT_HEAD_LEN);
-    if (!result)
-        return err_set(err, RAFTDIR_ECORRUPT, "a stored result can't be parsed");
-    int rc = 0;
-    if (result->message) {
-        char *message = result->message;
-        result->message = NULL;
-        size_t packed_len = raftdir__log__result__get_packed_size(result);
-        buf = malloc(RECORD_IDENTITY_LEN + packed_len);
-        if (buf) {
-            memcpy(buf, p + RECORD_COMMON_LEN, RECORD_IDENTITY_LEN);
-            raftdir__log__result__pack(result, buf + RECORD_IDENTITY_LEN);
-            p = buf;
-            len = RECORD_IDENTITY_LEN + packed_len;
-        } else {
-            rc = err_set(err, RAFTDIR_ENOMEM, "digest of a result: out of memory");
-        }
-        result->message = message;
-    } else {
-        p += RECORD_COMMON_LEN;
-        len -= RECORD_COMMON_LEN;
-    }
-    if (!rc)
-        (add ? record_digest_add : record_digest_sub)(d, TABLE_OP, key, key_len, p, len);
-    raftdir__log__result__free_unpacked(result, NULL);
-    free(buf);
-    return rc;
+    (add ? record_digest_add : record_digest_sub)(d, TABLE_OP, key, key_len, (const uint8_t *)data + RECORD_COMMON_LEN, len - RECORD_COMMON_LEN);
 }
 
 int store_op_put(struct store_txn *txn, uint64_t expires_ms, const uint8_t *op_id, const struct store_result *r, struct err *err)
@@ -75,7 +45,7 @@ int store_op_put(struct store_txn *txn, uint64_t expires_ms, const uint8_t *op_i
     record_seal(key, sizeof key, 0, 0, buf, len);
     int rc = store_put(txn, TABLE_OP, key, sizeof key, buf, len, MDB_NOOVERWRITE, err);
     if (!rc)
-        rc = store_op_digest(&txn->state.digest, true, key, sizeof key, buf, len, err);
+        store_op_digest(&txn->state.digest, true, key, sizeof key, buf, len);
     if (buf != small)
         free(buf);
     return rc;
@@ -96,9 +66,7 @@ int store_op_expire(struct store_txn *txn, uint64_t log_time_ms, struct err *err
             return err_set(err, RAFTDIR_ECORRUPT, "table op has a malformed row");
         if (get_be64(k.mv_data) > log_time_ms)
             return 0;
-        rc = store_op_digest(&txn->state.digest, false, k.mv_data, k.mv_size, v.mv_data, v.mv_size, err);
-        if (rc)
-            return rc;
+        store_op_digest(&txn->state.digest, false, k.mv_data, k.mv_size, v.mv_data, v.mv_size);
         rc = mdb_cursor_del(cursor, 0);
         if (rc)
             return store_fail(err, rc, "expire a result");

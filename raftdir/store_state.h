@@ -175,13 +175,13 @@ int store_feed_trim(struct store_txn *txn, struct err *err);
 /* store_op.c: results by expiry and op id. */
 struct store_result {
     uint8_t identity[RECORD_IDENTITY_LEN];
-    struct store_str packed; /* raftdir.log.Result */
+    struct store_str packed; /* raftdir.log.Result, without a message */
 };
 int store_op_get(struct store_txn *txn, uint64_t expires_ms, const uint8_t *op_id, struct store_result *r_r, struct err *err); /* RAFTDIR_ENOTFOUND */
 int store_op_put(struct store_txn *txn, uint64_t expires_ms, const uint8_t *op_id, const struct store_result *r, struct err *err);
 int store_op_expire(struct store_txn *txn, uint64_t log_time_ms, struct err *err);       /* at most OP_EXPIRE_BATCH */
 int store_reserved_expire(struct store_txn *txn, uint64_t log_time_ms, struct err *err); /* at most OP_EXPIRE_BATCH */
-int store_op_digest(struct record_digest *d, bool add, const uint8_t *key, size_t key_len, const void *data, size_t len, struct err *err);
+void store_op_digest(struct record_digest *d, bool add, const uint8_t *key, size_t key_len, const void *data, size_t len);
 
 /* store_undo.c */
 void store_undo_start(struct store_txn *txn); /* from here on, what is overwritten is noted */

@@ -99,6 +99,23 @@ static void answer_drop(struct event *ev)
     free(ev->data);
 }
 
+/* What was kept for a repeated request has no message. */
+static bool same_result(const struct model_result *m, const uint8_t *data, size_t len)
+{
+    if (m->result_len == len && !memcmp(m->result, data, len))
+        return true;
+    Raftdir__Log__Result *r = raftdir__log__result__unpack(NULL, m->result_len, m->result);
+    char *message = r->message;
+    uint8_t *kept = xcalloc(1, m->result_len);
+    r->message = NULL;
+    size_t kept_len = raftdir__log__result__pack(r, kept);
+    r->message = message;
+    raftdir__log__result__free_unpacked(r, NULL);
+    bool same = message && kept_len == len && !memcmp(kept, data, len);
+    free(kept);
+    return same;
+}
+
 static void check_result(const struct sim_write *w, const uint8_t *data, size_t len)
 {
     Raftdir__Log__Result *result = raftdir__log__result__unpack(NULL, len, data);
@@ -116,7 +133,7 @@ static void check_result(const struct sim_write *w, const uint8_t *data, size_t 
     const struct model_result *m = model_find(w->w.op_id);
     if (!m)
         sim_violation("acknowledged", "member %" PRIu64 " acknowledges an operation that is not in the log", w->node->id);
-    if (m->index != index || m->result_len != len || memcmp(m->result, data, len))
+    if (m->index != index || !same_result(m, data, len))
         sim_violation("result", "member %" PRIu64 " gives a client another result than the log says for index %" PRIu64 " (%" PRIu64 ")",
                       w->node->id, m->index, index);
     if (code)
