@@ -54,6 +54,7 @@ struct op {
     struct node_write *writes;   /* local waiters */
     struct op_forward *forwards; /* remote waiters */
     bool maybe_proposed;         /* it may be in somebody's log */
+    bool maybe_before;           /* and may have been before it was sent the last time */
     uint64_t since_ms;           /* waiting for a leader since */
     uint64_t sent_ms;
     uint64_t index;              /* of the entry that it was proposed in, last */
@@ -85,6 +86,7 @@ struct member {
     uint64_t index, term;  /* of the proposed CHANGE */
     uint8_t *result;       /* packed MemberResult, when ended */
     size_t result_len;
+    bool maybe;            /* a CHANGE for it was proposed, here or perhaps elsewhere: it may be in a log */
     int busy_code;         /* why it has to wait, for the message at its deadline */
     char busy_text[ERR_TEXT_LEN];
 };

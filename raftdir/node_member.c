@@ -176,6 +176,7 @@ static int propose(struct node *n, struct member *m, uint64_t id, const char *ad
     raft_configuration_close(&c);
     if (rc == 0) {
         m->state = MEMBER_APPLYING;
+        m->maybe = true;
         m->id = id;
         m->index = n->log_first + n->log_n - 1;
         m->term = n->term;
@@ -344,6 +345,7 @@ static void member_forward(struct node *n, struct member *m)
     body.corr = m->corr;
     body.request = m->request;
     m->state = MEMBER_FORWARDED;
+    m->maybe = m->request->op_case != RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_LIST;
     m->sent_ms = n->now;
     m->sent_term = n->term;
     m->busy_code = RAFTDIR_ETIMEDOUT;
@@ -368,6 +370,11 @@ static void member_step(struct node *n, struct member *m)
     bool leads = n->state == RAFT_LEADER;
     if (m->state == MEMBER_ENDED)
         return;
+    if (n->now >= m->deadline_ms && m->maybe) {
+        member_end_code(n, m, RAFTDIR_EUNCERTAIN, "the change may be in a log, and may yet happen, or has happened%s%s: see `raftdirctl member list`",
+                        m->busy_code ? "; last: " : "", m->busy_code ? m->busy_text : "");
+        return;
+    }
     if (n->now >= m->deadline_ms) {
         member_end_code(n, m, m->busy_code ? m->busy_code : RAFTDIR_ENOQUORUM, "%s", m->busy_code ? m->busy_text : "no leader: the cluster has no quorum");
         return;

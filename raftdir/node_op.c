@@ -90,6 +90,7 @@ static void op_forward_send(struct node *n, struct op *op)
     body.request.data = op->request;
     body.request.len = op->request_len;
     op->state = OP_FORWARDED;
+    op->maybe_before = op->maybe_proposed;
     op->maybe_proposed = true;
     op->sent_ms = n->now;
     node_frame_send(n, &frame);
@@ -223,12 +224,16 @@ void node_ops_forward_result(struct node *n, uint64_t from, const Raftdir__Peer_
     }
     if (op->state != OP_FORWARDED || from != n->leader)
         return; /* an old leader's refusal: the new one has it by now */
-    if (r->code == RAFTDIR_ENOTLEADER || r->code == RAFTDIR_ELIMIT || r->code == RAFTDIR_EFAILED) {
+    if (r->code == RAFTDIR_ENOTLEADER || r->code == RAFTDIR_EFAILED) {
         op->state = OP_WAITING; /* ops_period or a new leader sends it again */
         return;
     }
-    /* Refused by the check of the request itself, which any leader would repeat. */
-    op_tell(n, op, r->code ? r->code : RAFTDIR_EPROTO, NULL, 0);
+    /* The leader wasn't given it, or doesn't want it now. It is sent again after OP_RESEND_MS, or to a new leader. That holds for every refusal of what was sent
+     * before: that leader, or an earlier one, may have it in its log, and it may yet be applied, or has been. */
+    if (r->code == RAFTDIR_ELIMIT || r->code == 0 || op->maybe_before)
+        return;
+    /* No space, or refused by the check of the request itself, which any leader would repeat. */
+    op_tell(n, op, r->code, NULL, 0);
     op_free(n, op);
 }
 

@@ -476,6 +476,43 @@ static void no_quorum_is_no_maybe(void **state)
     assert_int_equal(x.code, RAFTDIR_EUNCERTAIN);
 }
 
+/* What was sent before may be in a log, or be applied: a leader's refusal of the second time is no answer. */
+static void a_refusal_of_the_second_time_is_no_end(void **state)
+{
+    (void)state;
+    struct write x, y;
+    three();
+    int l = leader(), f = l % 3 + 1;
+    W.nodes[f].deaf = true; /* it will not learn the outcome from its own log */
+    run(W.now + 20);
+    write_start(&x, f, 21, 5000);
+    while (W.frames) { /* the leader gets it, its answer is lost */
+        struct frame_item *item = W.frames;
+        W.frames = item->next;
+        if (item->to == (uint64_t)l)
+            node_receive(W.nodes[l].node, W.now, item->from, item->data, item->len);
+        free(item);
+    }
+    W.frames_tail = &W.frames;
+    W.nodes[f].cut = true;
+    run(W.now + 50);
+    assert_int_equal(W.nodes[l].applied_commands, 1);
+    W.nodes[f].cut = false;
+    node_space_set(W.nodes[l].node, true);
+    run(W.now + 1000); /* sent again, and refused */
+    assert_int_equal(leader(), l);
+    assert_int_equal(x.times, 0);
+    write_start(&y, f, 22, 5000); /* what was never sent before may be refused for good */
+    run(W.now + 100);
+    assert_int_equal(y.times, 1);
+    assert_int_equal(y.code, RAFTDIR_ENOSPC);
+    W.nodes[f].deaf = false;
+    run(W.now + 100);
+    assert_int_equal(x.times, 1);
+    assert_int_equal(x.code, 0);
+    assert_int_equal(W.nodes[l].applied_commands, 1);
+}
+
 static void a_read_needs_a_quorum_now(void **state)
 {
     (void)state;
@@ -630,6 +667,37 @@ static void a_removal_keeps_a_quorum(void **state)
     assert_int_equal(x.members, 2);
 }
 
+/* A change that is in the log may yet happen: its asker must not hear that it didn't. */
+static void a_change_in_the_log_is_uncertain(void **state)
+{
+    (void)state;
+    struct change x;
+    uint8_t uuid[NODE_UUID_LEN] = {4};
+    Raftdir__Cluster__Member member = RAFTDIR__CLUSTER__MEMBER__INIT;
+    Raftdir__Cluster__MemberRequest q = RAFTDIR__CLUSTER__MEMBER_REQUEST__INIT, list = RAFTDIR__CLUSTER__MEMBER_REQUEST__INIT;
+    three();
+    int l = leader(), a = l % 3 + 1, b = 6 - l - a;
+    W.nodes[a].deaf = W.nodes[b].deaf = true; /* they vote and answer, but can't store anything */
+    member.address = (char *)"127.0.0.1:7004";
+    member.cert_name = (char *)"n4";
+    member.uuid.data = uuid;
+    member.uuid.len = sizeof uuid;
+    q.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_ADD;
+    q.add = &member;
+    member_op(&x, l, &q);
+    x.m.deadline_ms = W.now + 10000;
+    run(W.now + 10100);
+    assert_int_equal(leader(), l);
+    assert_int_equal(x.times, 1);
+    assert_int_equal(x.code, RAFTDIR_EUNCERTAIN);
+    W.nodes[a].deaf = W.nodes[b].deaf = false;
+    run(W.now + 200);
+    list.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_LIST;
+    list.list = true;
+    change_and_wait(&x, l, &list);
+    assert_int_equal(x.members, 4); /* it happened */
+}
+
 static void garbage_is_dropped(void **state)
 {
     (void)state;
@@ -668,7 +736,7 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
-        T(no_quorum_is_no_maybe), T(a_read_needs_a_quorum_now), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
+        T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
         T(a_removal_keeps_a_quorum), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
