@@ -377,8 +377,10 @@ static int read_dump(struct import *im, const char *path, enum cyrus_format form
             redo_batches(im);
         progress_tell(&im->progress, cyrus_dump_line(dump), im->written + im->unchanged);
     }
-    if (rc < 0)
+    if (rc < 0) {
+        send_batch(im); /* what was read before the dump broke off is good */
         fatal(im, rc, err.text);
+    }
     cyrus_dump_close(&dump);
     if (!im->c->o.dry_run) {
         /* Also when it stops: what was read until then is kept. */
@@ -445,6 +447,8 @@ static int report(struct import *im, uint64_t spent_ms)
         fputs("  What is counted above is done. Run the same import again with --resume when that is mended.\n", stderr);
         return data_fault ? EXIT_BAD_DATA : code;
     }
+    if (im->malformed && !done && !c->o.server)
+        fputs("  A backend's dump names no servers: say which it is from with --server NAME.\n", stderr);
     if (im->stop)
         fputs("raftdirctl: stopped at the first malformed record, as --on-error abort says; what came before it is done\n", stderr);
     return exit_code;
