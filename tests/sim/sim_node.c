@@ -338,8 +338,8 @@ void node_crash(struct sim_node *n, uint64_t restart_ms)
 void node_pause(struct sim_node *n, uint64_t ms)
 {
     uint64_t end = sim.started + sim.options.duration_ms; /* of the faults */
-    if (!n->up || sim.now >= end)
-        return;
+    if (!n->up || n->paused_until > sim.now || sim.now >= end)
+        return; /* a pause is never cut short: what was kept back for its end is on its way */
     if (ms > end - sim.now)
         ms = end - sim.now;
     n->paused_until = n->resumed_at = sim.now + ms;
