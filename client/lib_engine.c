@@ -6,7 +6,9 @@
  * - A node that is silent for the handle's patience keeps its attempt, and another node gets one as well (writes are exactly-once; reads don't matter).
  *   "Silent" is about the link: a busy pipeline whose answers keep coming isn't doubled by impatience, until 10 patiences.
  * - At the deadline a write that may have been done ends as RAFTDIR_EUNCERTAIN; what surely wasn't done ends with the last node's reason.
- * - A write that may have been done is retried only where we are known under the same identity, because exactly-once is bound to that.
+ * - A write may go to nodes that know us under different identities (a Unix socket, then TLS): apply does one of them and refuses the others' id as
+ *   "somebody else's", without telling the result. So such a refusal says that the write was decided elsewhere: if no attempt is left that could still
+ *   bring the result, it is uncertain.
  * What a code means for a write: proto/README.md. */
 #include <assert.h>
 #include <errno.h>
@@ -20,6 +22,7 @@
 #define FRAME_VERSION CLIENT_FRAME_VERSION
 
 static void call_end(struct call *c, int code, const char *text);
+static void end_decided(struct call *c);
 
 /* --- Calls ------------------------------------------------------------------------------------------------------------------ */
 
@@ -102,7 +105,6 @@ void call_destroy(struct call **cp)
         c->d->submitted_n--;
     if (c->answer)
         raftdir__client__from_node__free_unpacked(c->answer, NULL);
-    free(c->identity);
     free(c->body);
     free(c);
 }
@@ -283,27 +285,6 @@ static bool attempt_queue(struct call *c, unsigned i, uint64_t now)
     struct raftdir *d = c->d;
     struct err err = {0};
     c->connected = true;
-    if (c->flags & CALL_WRITE) {
-        const char *identity = a->ep->identity ? a->ep->identity : "";
-        if (c->identity && strcmp(c->identity, identity)) {
-            bool queued = false;
-            for (unsigned k = 0; k < c->attempts_n; k++)
-                queued |= c->attempts[k].end_pos != 0;
-            if (queued || c->maybe) {
-                err_set(&err, RAFTDIR_EUNAVAIL, "%s knows us as %s: the write was sent as %s and may have been done, so it can't be retried there",
-                        a->ep->text, identity, c->identity);
-                drop_attempt(c, i);
-                attempt_failed(c, &err, false, false);
-                return false;
-            }
-            free(c->identity);
-            c->identity = NULL;
-        }
-        if (!c->identity && !(c->identity = strdup(identity))) {
-            call_end(c, RAFTDIR_ENOMEM, NULL);
-            return false;
-        }
-    }
     if (c->expires_pos && !c->expires_set)
         write_set_expiry(c, d->log_time_ms + OP_TTL_DEFAULT_MS); /* once, for all its retries; the hello's answer told the log time */
     if (c->prepare && c->prepare(c) < 0) {
@@ -363,11 +344,15 @@ static void call_schedule(struct call *c, uint64_t now)
     if (c->done)
         return;
     bool idle_stream = (c->flags & CALL_STREAM) && !c->waiting_since;
+    if (c->decided && !c->attempts_n) {
+        end_decided(c);
+        return;
+    }
     if (!idle_stream && now >= c->deadline) {
         call_give_up(c, now);
         return;
     }
-    if (c->attempts_n && !idle_stream && c->attempts_n < CALL_ATTEMPTS_MAX && (c->flags & (CALL_HEDGE | CALL_SWITCH))) {
+    if (c->attempts_n && !c->decided && !idle_stream && c->attempts_n < CALL_ATTEMPTS_MAX && (c->flags & (CALL_HEDGE | CALL_SWITCH))) {
         /* All of them silent for long enough? */
         uint64_t latest = 0;
         for (unsigned i = 0; i < c->attempts_n; i++) {
@@ -577,6 +562,11 @@ static bool begin_anew(struct call *c, uint64_t log_time_ms)
     return true;
 }
 
+static void end_decided(struct call *c)
+{
+    call_end(c, RAFTDIR_EUNCERTAIN, "the write was decided as sent to a node that is gone now and knew us under another identity; whether it was done can't be asked there any more");
+}
+
 static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, uint64_t now)
 {
     struct raftdir *d = c->d;
@@ -599,8 +589,11 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
         return;
     }
     if (refused && code == RAFTDIR_EPERM && c->sent_n > 1) {
-        /* "The operation id is somebody else's": this node knows us as another than the one that took the write before. So it was applied there. */
-        call_end(c, RAFTDIR_EUNCERTAIN, text);
+        /* "The operation id is somebody else's": ours, under the identity that another node knows us by. Decided, and that attempt has the result. */
+        drop_attempt(c, i);
+        c->maybe = c->decided = true;
+        if (!c->attempts_n)
+            end_decided(c);
         raftdir__client__from_node__free_unpacked(m, NULL);
         return;
     }

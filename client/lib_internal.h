@@ -102,7 +102,7 @@ struct call {
     unsigned sent_n;     /* attempts that reached a wire */
     bool maybe;          /* an ended attempt may have been done */
     bool connected;      /* an endpoint was reached */
-    char *identity;      /* as which it was sent: exactly-once holds for one identity */
+    bool decided;        /* a write: applied, but as sent under another identity, so that only that attempt gets the result */
     struct err fail;     /* why the last attempt ended; code 0: none did */
     bool done;
     struct err result;   /* when done */

@@ -563,23 +563,49 @@ static void write_not_permitted(void **state)
     assert_int_equal(create("user.a", NULL), RAFTDIR_EUNCERTAIN);
 }
 
-/* Exactly-once is bound to an identity. */
+static void somebody_elses(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
+{
+    if (m->body_case == F(WRITE))
+        fake_write_result(f, conn, m, RAFTDIR_EPERM, 51, "the operation id is somebody else's");
+}
+
+static void slow_result(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
+{
+    usleep(400000);
+    fake_write_result(f, conn, m, 0, 50, NULL);
+}
+
+/* The result of a write is bound to an identity: where another node knows us as somebody else, a known id is refused, and nothing happens twice. */
 static void write_other_identity(void **state)
 {
     (void)state;
     fake_start(&one, dir, "one", silent, NULL);
     fake_start(&two, dir, "two", good, NULL);
     two.identity = "cert:be1";
-    open_both(400, 60);
-    assert_int_equal(create("user.a", NULL), RAFTDIR_EUNCERTAIN);
-    assert_int_equal(fake_seen(&two, F(WRITE)), 0);
-    raftdir_close(&d);
-    fake_stop(&one);
-    /* What surely wasn't done may be sent as somebody else. */
-    fake_start(&one, dir, "one", no_quorum, NULL);
     open_both(3000, 60);
     assert_int_equal(create("user.a", NULL), 0);
-    assert_int_equal(fake_seen(&two, F(WRITE)), 1);
+    raftdir_close(&d);
+    fake_stop(&one);
+    fake_stop(&two);
+    /* The first is gone and the write was applied as its: uncertain, at once. */
+    fake_start(&one, dir, "one", closes, NULL);
+    fake_start(&two, dir, "two", somebody_elses, NULL);
+    two.identity = "cert:be1";
+    open_both(5000, 60);
+    uint64_t t = now_ms();
+    assert_int_equal(create("user.a", NULL), RAFTDIR_EUNCERTAIN);
+    assert_true(now_ms() - t < 2000);
+    raftdir_close(&d);
+    fake_stop(&one);
+    /* The first is only slow: it has the result. */
+    fake_start(&one, dir, "one", slow_result, NULL);
+    open_both(5000, 60);
+    assert_int_equal(create("user.a", NULL), 0);
+    assert_int_equal(fake_seen(&two, F(WRITE)), 2);
+    raftdir_close(&d);
+    /* Alone it is what it says. */
+    open_at(two.endpoint, 5000, 60);
+    assert_int_equal(create("user.a", NULL), RAFTDIR_EPERM);
 }
 
 static void expired_first(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
