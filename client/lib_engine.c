@@ -592,6 +592,8 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
         /* "The operation id is somebody else's": ours, under the identity that another node knows us by. Decided, and that attempt has the result. */
         drop_attempt(c, i);
         c->maybe = c->decided = true;
+        uint64_t grace = now + 2ull * d->patience_ms; /* for a node that is slow; one that is stopped isn't waited for */
+        c->deadline = grace < c->deadline ? grace : c->deadline;
         if (!c->attempts_n)
             end_decided(c);
         raftdir__client__from_node__free_unpacked(m, NULL);

@@ -571,7 +571,7 @@ static void somebody_elses(struct fake *f, unsigned conn, const Raftdir__Client_
 
 static void slow_result(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
 {
-    usleep(400000);
+    usleep(300000);
     fake_write_result(f, conn, m, 0, 50, NULL);
 }
 
@@ -597,11 +597,19 @@ static void write_other_identity(void **state)
     assert_true(now_ms() - t < 2000);
     raftdir_close(&d);
     fake_stop(&one);
+    /* The first has stopped: it isn't waited for either. */
+    fake_start(&one, dir, "one", silent, NULL);
+    open_both(5000, 60);
+    t = now_ms();
+    assert_int_equal(create("user.a", NULL), RAFTDIR_EUNCERTAIN);
+    assert_true(now_ms() - t < 2000);
+    raftdir_close(&d);
+    fake_stop(&one);
     /* The first is only slow: it has the result. */
     fake_start(&one, dir, "one", slow_result, NULL);
-    open_both(5000, 60);
+    open_both(5000, 250);
     assert_int_equal(create("user.a", NULL), 0);
-    assert_int_equal(fake_seen(&two, F(WRITE)), 2);
+    assert_int_equal(fake_seen(&two, F(WRITE)), 3);
     raftdir_close(&d);
     /* Alone it is what it says. */
     open_at(two.endpoint, 5000, 60);
