@@ -4,22 +4,20 @@
  * No space: nothing was applied; the batch is tried again every second, reads go on, an alarm is in the log.
  * Any other error: the batch goes back with it, and nothing more is applied: the state may not go its own way. */
 #include "thread_apply.h"
-#include <pthread.h>
 #include <raft.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "logger.h"
 #include "mem.h"
+#include "worker.h"
+
+_Static_assert(offsetof(struct apply_batch, next) == 0, "an apply_batch is a worker_item");
 
 struct apply_thread {
     struct store *store;
     struct apply_thread_ops ops;
-    pthread_t thread;
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    struct apply_batch *head, **tail;
-    bool stopping;
+    struct worker *worker;
     /* the thread's own */
     uint64_t configuration_index;
     bool broken;
@@ -61,20 +59,23 @@ bool apply_members_removed(const struct apply_members *members, uint64_t id)
     return members->n && id <= members->id_max;
 }
 
-/* Takes all that is queued, up to the bound, as one list. */
-static struct apply_batch *take(struct apply_thread *t)
+/* All that is queued, up to the bound. */
+static struct worker_item *last_of_commit(void *data, struct worker_item *first)
 {
-    struct apply_batch *list = t->head, *last = list;
-    unsigned n = list->n;
+    struct apply_batch *last = (struct apply_batch *)first;
+    unsigned n = last->n;
+    (void)data;
     while (last->next && n + last->next->n <= APPLY_BATCH_ENTRIES) {
         last = last->next;
         n += last->n;
     }
-    t->head = last->next;
-    if (!t->head)
-        t->tail = &t->head;
-    last->next = NULL;
-    return list;
+    return (struct worker_item *)last;
+}
+
+static void drop(struct worker_item *item)
+{
+    struct apply_batch *b = (struct apply_batch *)item;
+    apply_batch_destroy(&b);
 }
 
 /* One batch with the entries of all in the list, which is destroyed. */
@@ -103,24 +104,17 @@ static struct apply_batch *merge(struct apply_batch *list)
     return all;
 }
 
-static bool pause_a_second(struct apply_thread *t)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec++;
-    pthread_mutex_lock(&t->mutex);
-    while (!t->stopping && pthread_cond_timedwait(&t->cond, &t->mutex, &until) == 0)
-        ;
-    bool stop = t->stopping;
-    pthread_mutex_unlock(&t->mutex);
-    return stop;
-}
-
 /* false: stopped while there was no space. */
-static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
+static bool run_batch(void *data, struct worker_item *items)
 {
+    struct apply_thread *t = data;
+    struct apply_batch *batch = merge((struct apply_batch *)items);
     bool alarmed = false, changed = false;
     struct apply_members members;
+    if (t->broken) { /* it waits in the log for the day when this node can */
+        apply_batch_destroy(&batch);
+        return true;
+    }
     for (;;) {
         batch->status = 0;
         memset(&batch->err, 0, sizeof batch->err);
@@ -134,7 +128,7 @@ static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
         if (!alarmed)
             t->ops.space(t->ops.data, true);
         alarmed = true;
-        if (pause_a_second(t)) {
+        if (worker_pause(t->worker)) {
             apply_batch_destroy(&batch);
             return false;
         }
@@ -157,38 +151,15 @@ static bool run_batch(struct apply_thread *t, struct apply_batch *batch)
     return true;
 }
 
-static void *run(void *arg)
-{
-    struct apply_thread *t = arg;
-    for (;;) {
-        pthread_mutex_lock(&t->mutex);
-        while ((!t->head || t->broken) && !t->stopping)
-            pthread_cond_wait(&t->cond, &t->mutex);
-        struct apply_batch *list = t->stopping ? NULL : take(t);
-        pthread_mutex_unlock(&t->mutex);
-        if (!list || !run_batch(t, merge(list)))
-            return NULL;
-    }
-}
-
 int apply_thread_start(struct store *store, const struct apply_thread_ops *ops, struct apply_thread **thread_r, struct err *err)
 {
     struct apply_thread *t = mem_calloc(1, sizeof *t);
-    pthread_condattr_t attr;
     t->store = store;
     t->ops = *ops;
-    t->tail = &t->head;
-    pthread_mutex_init(&t->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->cond, &attr);
-    pthread_condattr_destroy(&attr);
-    int rc = pthread_create(&t->thread, NULL, run, t);
+    int rc = worker_start(&(struct worker_ops){.data = t, .name = "apply", .last = last_of_commit, .run = run_batch, .drop = drop}, &t->worker, err);
     if (rc != 0) {
-        pthread_cond_destroy(&t->cond);
-        pthread_mutex_destroy(&t->mutex);
         free(t);
-        return err_set(err, err_from_errno(rc), "can't start the apply thread: too many threads?");
+        return rc;
     }
     *thread_r = t;
     return 0;
@@ -196,12 +167,7 @@ int apply_thread_start(struct store *store, const struct apply_thread_ops *ops, 
 
 void apply_thread_push(struct apply_thread *t, struct apply_batch *batch)
 {
-    batch->next = NULL;
-    pthread_mutex_lock(&t->mutex);
-    *t->tail = batch;
-    t->tail = &batch->next;
-    pthread_cond_signal(&t->cond);
-    pthread_mutex_unlock(&t->mutex);
+    worker_push(t->worker, (struct worker_item *)batch);
 }
 
 void apply_thread_stop(struct apply_thread **thread)
@@ -210,17 +176,6 @@ void apply_thread_stop(struct apply_thread **thread)
     *thread = NULL;
     if (!t)
         return;
-    pthread_mutex_lock(&t->mutex);
-    t->stopping = true;
-    pthread_cond_signal(&t->cond);
-    pthread_mutex_unlock(&t->mutex);
-    pthread_join(t->thread, NULL);
-    while (t->head) {
-        struct apply_batch *b = t->head;
-        t->head = b->next;
-        apply_batch_destroy(&b);
-    }
-    pthread_cond_destroy(&t->cond);
-    pthread_mutex_destroy(&t->mutex);
+    worker_stop(&t->worker);
     free(t);
 }

@@ -1,0 +1,110 @@
+/* worker.c - see worker.h. */
+#include "worker.h"
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+#include "mem.h"
+
+struct worker {
+    struct worker_ops ops;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    struct worker_item *head, **tail;
+    bool stopping;
+};
+
+/* The next run; NULL: the end. */
+static struct worker_item *take(struct worker *w)
+{
+    struct worker_item *list = NULL;
+    pthread_mutex_lock(&w->mutex);
+    while (!w->head && !w->stopping)
+        pthread_cond_wait(&w->cond, &w->mutex);
+    if (w->head && (!w->stopping || w->ops.drain)) {
+        list = w->head;
+        struct worker_item *last = w->ops.last(w->ops.data, list);
+        w->head = last->next;
+        if (!w->head)
+            w->tail = &w->head;
+        last->next = NULL;
+    }
+    pthread_mutex_unlock(&w->mutex);
+    return list;
+}
+
+static void *run(void *arg)
+{
+    struct worker *w = arg;
+    struct worker_item *list;
+    while ((list = take(w)) && w->ops.run(w->ops.data, list))
+        ;
+    return NULL;
+}
+
+int worker_start(const struct worker_ops *ops, struct worker **worker_r, struct err *err)
+{
+    struct worker *w = mem_calloc(1, sizeof *w);
+    pthread_condattr_t attr;
+    w->ops = *ops;
+    w->tail = &w->head;
+    pthread_mutex_init(&w->mutex, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&w->cond, &attr);
+    pthread_condattr_destroy(&attr);
+    *worker_r = w; /* run may use it at once */
+    int rc = pthread_create(&w->thread, NULL, run, w);
+    if (rc != 0) {
+        pthread_cond_destroy(&w->cond);
+        pthread_mutex_destroy(&w->mutex);
+        free(w);
+        *worker_r = NULL;
+        return err_set(err, err_from_errno(rc), "can't start the %s thread: too many threads?", ops->name);
+    }
+    return 0;
+}
+
+void worker_push(struct worker *w, struct worker_item *item)
+{
+    item->next = NULL;
+    pthread_mutex_lock(&w->mutex);
+    *w->tail = item;
+    w->tail = &item->next;
+    pthread_cond_signal(&w->cond);
+    pthread_mutex_unlock(&w->mutex);
+}
+
+bool worker_pause(struct worker *w)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec++;
+    pthread_mutex_lock(&w->mutex);
+    while (!w->stopping && pthread_cond_timedwait(&w->cond, &w->mutex, &until) == 0)
+        ;
+    bool stop = w->stopping;
+    pthread_mutex_unlock(&w->mutex);
+    return stop;
+}
+
+void worker_stop(struct worker **worker)
+{
+    struct worker *w = *worker;
+    *worker = NULL;
+    if (!w)
+        return;
+    pthread_mutex_lock(&w->mutex);
+    w->stopping = true;
+    pthread_cond_signal(&w->cond);
+    pthread_mutex_unlock(&w->mutex);
+    pthread_join(w->thread, NULL);
+    while (w->head) {
+        struct worker_item *item = w->head;
+        w->head = item->next;
+        w->ops.drop(item);
+    }
+    pthread_cond_destroy(&w->cond);
+    pthread_mutex_destroy(&w->mutex);
+    free(w);
+}
