@@ -160,7 +160,7 @@ static int apply_new(struct apply_batch *b, struct apply_ctx *ctx, const uint8_t
         }
         rc = run_ops(ctx, outs, &failed);
         if (rc == APPLY_REFUSED && req->n_ops > 1)
-            err_wrap(&ctx->refusal, "operation %u", failed);
+            err_wrap(&ctx->refusal, "operation %u", failed + 1);
     }
     if (rc < 0)
         goto free_outs;

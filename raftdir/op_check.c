@@ -271,11 +271,11 @@ int op_request_check(const Raftdir__Log__Request *req, uint32_t feature_level, s
     for (size_t i = 0; i < req->n_ops; i++) {
         uint32_t needed = op_feature_level(req->ops[i]);
         if (needed > 1 && needed > feature_level)
-            return err_set(err, RAFTDIR_EUNSUPPORTED, "operation %zu needs feature level %" PRIu32 "; the cluster has %" PRIu32, i, needed, feature_level);
+            return err_set(err, RAFTDIR_EUNSUPPORTED, "operation %zu needs feature level %" PRIu32 "; the cluster has %" PRIu32, i + 1, needed, feature_level);
         rc = check_op(req->ops[i], err);
         if (rc) {
             if (req->n_ops > 1)
-                err_wrap(err, "operation %zu", i);
+                err_wrap(err, "operation %zu", i + 1);
             return rc;
         }
     }

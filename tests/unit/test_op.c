@@ -357,7 +357,7 @@ static void op_request_head(void **state)
     check(&s, RAFTDIR_ETOOBIG, "4097 operations");
     s.req.n_ops = 2;
     s.mailbox.acl = (char *)"bad";
-    check(&s, RAFTDIR_EACL, "operation 0: ACL has no TAB");
+    check(&s, RAFTDIR_EACL, "operation 1: ACL has no TAB");
     /* Together too long, each of them allowed. */
     static char acl[ACL_LEN_MAX + 1];
     memset(acl, 'x', sizeof acl - 1);
