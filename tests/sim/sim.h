@@ -163,6 +163,7 @@ struct sim_node {
     uint64_t tick_at;   /* world time; 0: none armed */
     unsigned tick_gen;
     bool flush_posted;
+    unsigned space_gen;
     struct node_status status;
     uint64_t commit_seen, term_seen, applied_seen;
     bool was_leader;
@@ -208,7 +209,7 @@ struct sim_member {
     X(crash_points, "crash_points") X(torn, "torn") X(rollbacks, "rollbacks") X(pauses, "pauses") X(io_errors, "io_errors")        \
     X(partitions, "partitions") X(resets, "resets") X(elections, "elections") X(changes, "changes") X(transfers, "transfers")      \
     X(writes, "writes") X(acks, "acks") X(refused, "refused") X(replays, "replays") X(uncertain, "uncertain")                      \
-    X(no_quorum, "no_quorum") X(expired, "expired") X(reads, "reads") X(linear_reads, "linearizable") X(verifies, "verifies")
+    X(no_quorum, "no_quorum") X(no_space, "no_space") X(expired, "expired") X(reads, "reads") X(linear_reads, "linearizable") X(verifies, "verifies")
 struct sim_stats {
 #define X(field, name) uint64_t field;
     SIM_STATS(X)
@@ -258,6 +259,7 @@ void node_new_identity(struct sim_node *n);
 void node_up(struct sim_node *n);
 void node_crash(struct sim_node *n, uint64_t restart_ms); /* 0: stays down */
 void node_pause(struct sim_node *n, uint64_t ms);
+void node_lack_space(struct sim_node *n, uint64_t ms);
 uint64_t node_clock(const struct sim_node *n); /* its own monotonic milliseconds */
 /* Brackets around every call into the driver. */
 void node_enter(struct sim_node *n);

@@ -19,7 +19,7 @@ struct client {
     size_t request_len;
     uint64_t give_up_at;
     unsigned attempts, outstanding; /* of this operation */
-    bool maybe;                     /* an attempt ended otherwise than with "no quorum" */
+    bool maybe;                     /* an attempt ended otherwise than with "no quorum" or "no space" */
     bool done;
     bool fresh_done;
 };
@@ -35,7 +35,7 @@ struct op_list {
 static struct client clients[CLIENTS_MAX + SLOTS_MAX];
 static unsigned clients_n;
 static bool stopped;
-static struct op_list acked, denied; /* acknowledged; every attempt of them ended with "no quorum" */
+static struct op_list acked, denied; /* acknowledged; every attempt of them ended with "no quorum" or "no space" */
 
 static void list_add(struct op_list *list, const uint8_t id[OP_ID_LEN])
 {
@@ -158,6 +158,12 @@ static void write_free(struct sim_write *w)
     free(w);
 }
 
+/* Was it never tried? Datagrams may double a forwarded write after it was refused for lack of space; the product's links don't. */
+static bool definite(int code)
+{
+    return code == RAFTDIR_ENOQUORUM || (code == RAFTDIR_ENOSPC && sim.config.fifo);
+}
+
 /* The node's answer, or its death. */
 void client_write_done(struct sim_write *w, int code, const uint8_t *result, size_t len)
 {
@@ -171,7 +177,7 @@ void client_write_done(struct sim_write *w, int code, const uint8_t *result, siz
         code = RAFTDIR_ENOQUORUM;
     if (current) {
         c->outstanding--;
-        c->maybe |= n->doomed || code != RAFTDIR_ENOQUORUM;
+        c->maybe |= n->doomed || !definite(code);
     }
     if (!n->doomed) {
         TRACE("client %u: %" PRIu64 " answers %s", c->number, n->id, err_name(code));
@@ -179,6 +185,8 @@ void client_write_done(struct sim_write *w, int code, const uint8_t *result, siz
             sim.stats.uncertain++;
         else if (code == RAFTDIR_ENOQUORUM)
             sim.stats.no_quorum++;
+        else if (code == RAFTDIR_ENOSPC)
+            sim.stats.no_space++;
         else if (!code)
             sim.stats.acks++;
         else if (code != RAFTDIR_ECANCELED && code != RAFTDIR_EFAILED && code != RAFTDIR_ELIMIT && code != RAFTDIR_ENOTLEADER)
@@ -507,7 +515,7 @@ void client_close(void)
             sim_violation("acknowledged", "an acknowledged operation is not in the log at the end");
     for (size_t i = 0; i < denied.n; i++)
         if (model_find(denied.id[i]))
-            sim_violation("no quorum", "an operation was applied at index %" PRIu64 ", all its attempts had ended with \"no quorum\"",
+            sim_violation("no quorum", "an operation was applied at index %" PRIu64 ", all its attempts had ended with \"no quorum\" or \"no space\"",
                           model_find(denied.id[i])->index);
     for (unsigned i = 0; i < CLIENTS_MAX + SLOTS_MAX; i++)
         free(clients[i].request);

@@ -102,6 +102,9 @@ static void strike(struct event *ev)
             n->disk.slow_until = sim.now + rnd_in(500, 4000);
             TRACE("fault: the disk of machine %u is slow", n->slot + 1);
         }
+    } else if (what < 97) {
+        if (n && n->up)
+            node_lack_space(n, rnd_in(300, 3000));
     } else {
         net_heal();
     }
