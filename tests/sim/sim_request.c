@@ -27,9 +27,9 @@ void request_init(void)
     for (unsigned i = 0; i < 4; i++)
         snprintf(roots[roots_n++], sizeof roots[0], "shared%u", i);
     for (unsigned r = 0; r < roots_n; r++) {
-        snprintf(request_names[request_names_n++], sizeof request_names[0], "%s", roots[r]);
+        snprintf(request_names[request_names_n++], sizeof request_names[0], "%.47s", roots[r]);
         for (unsigned f = 0; f < FOLDERS; f++)
-            snprintf(request_names[request_names_n++], sizeof request_names[0], "%s.%s", roots[r], folders[f]);
+            snprintf(request_names[request_names_n++], sizeof request_names[0], "%.47s.%s", roots[r], folders[f]);
     }
 }
 
