@@ -1,7 +1,6 @@
 /* test_seglog.c - the log on disk against a model: every file call fails once, the power goes at every file call, every byte flips once.
  *
- * The disk: each hook does the call on real files (what a restarted process reads) and notes it. A power cut keeps what was synced, any 512-byte sectors of what
- * was not, and some of the directory changes that were not. SEED=n replays. */
+ * The disk is support_disk.h's. SEED=n replays. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,391 +16,11 @@
 #include <unistd.h>
 #include "raftdir/seglog.h"
 #include "support_certs.h"
+#include "support_disk.h"
 
 #define SEGMENT_LEN 65536
 static const struct seglog_identity me = {.cluster_id = 0xc1, .incarnation = 3, .uuid = "0123456789abcde"};
-static char dir[256];
-
-static uint64_t rng;
-static uint32_t rnd(uint32_t n)
-{
-    rng = rng * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)((rng >> 33) % n);
-}
-
-/* --- The disk --- */
-
-struct change {
-    struct change *next;
-    bool is_write; /* else: the length becomes `at` (only longer, when `grow`) */
-    bool grow;
-    size_t at, len;
-    uint8_t data[];
-};
-struct file {
-    uint8_t *durable;
-    size_t len;
-    struct change *first, **last;
-};
-#define NAMES_MAX 64
-struct names {
-    struct {
-        char name[64];
-        struct file *file;
-    } at[NAMES_MAX];
-    size_t n;
-};
-struct name_change {
-    enum { CREATE, RENAME, UNLINK } kind;
-    char from[64], to[64];
-    struct file *file;
-};
-static struct disk {
-    struct file *files[1024];
-    size_t files_n;
-    struct names durable, now;
-    struct name_change pending[256];
-    size_t pending_n;
-    struct {
-        int fd;
-        struct file *file;
-    } open[64];
-    size_t open_n;
-    unsigned step, fail_at; /* 0: never */
-    int fail_errno;         /* 0: the power goes */
-    bool crashed, failed, failed_sync;
-} disk;
-
-static struct file *file_new(void)
-{
-    struct file *f = calloc(1, sizeof *f);
-    assert_non_null(f);
-    f->last = &f->first;
-    assert_true(disk.files_n < 1024);
-    disk.files[disk.files_n++] = f;
-    return f;
-}
-
-static void changes_drop(struct file *f)
-{
-    while (f->first) {
-        struct change *c = f->first;
-        f->first = c->next;
-        free(c);
-    }
-    f->last = &f->first;
-}
-
-static void length_set(struct file *f, size_t len)
-{
-    if (len > f->len) {
-        f->durable = realloc(f->durable, len);
-        assert_non_null(f->durable);
-        memset(f->durable + f->len, 0, len - f->len);
-    }
-    f->len = len;
-}
-
-static void change_apply(struct file *f, const struct change *c, bool torn)
-{
-    if (!c->is_write) {
-        if (!torn || rnd(2))
-            length_set(f, c->grow && f->len > c->at ? f->len : c->at);
-        return;
-    }
-    unsigned luck = torn ? rnd(4) : 0; /* 0: all of it, 1: nothing, else some */
-    for (size_t at = 0; at < c->len && luck != 1;) {
-        size_t n = 512 - (c->at + at) % 512;
-        if (n > c->len - at)
-            n = c->len - at;
-        if (luck == 0 || rnd(2)) {
-            if (f->len < c->at + at + n)
-                length_set(f, c->at + at + n);
-            memcpy(f->durable + c->at + at, c->data + at, luck == 2 && rnd(2) ? rnd((uint32_t)n + 1) : n); /* a disk may tear sectors, too */
-        }
-        at += n;
-    }
-}
-
-static void file_sync(struct file *f, bool torn)
-{
-    for (struct change *c = f->first; c; c = c->next)
-        change_apply(f, c, torn);
-    changes_drop(f);
-}
-
-static void change_add(struct file *f, bool is_write, bool grow, size_t at, const void *data, size_t len)
-{
-    struct change *c = malloc(sizeof *c + len);
-    assert_non_null(c);
-    *c = (struct change){.is_write = is_write, .grow = grow, .at = at, .len = len};
-    if (len)
-        memcpy(c->data, data, len);
-    *f->last = c;
-    f->last = &c->next;
-}
-
-static struct file **name_find(struct names *n, const char *name)
-{
-    for (size_t i = 0; i < n->n; i++) {
-        if (strcmp(n->at[i].name, name) == 0)
-            return &n->at[i].file;
-    }
-    return NULL;
-}
-
-static void name_remove(struct names *n, const char *name)
-{
-    for (size_t i = 0; i < n->n; i++) {
-        if (strcmp(n->at[i].name, name) == 0) {
-            n->at[i] = n->at[--n->n];
-            return;
-        }
-    }
-}
-
-static void name_set(struct names *n, const char *name, struct file *f)
-{
-    name_remove(n, name);
-    assert_true(n->n < NAMES_MAX);
-    snprintf(n->at[n->n].name, sizeof n->at[0].name, "%s", name);
-    n->at[n->n++].file = f;
-}
-
-static void name_apply(struct names *n, const struct name_change *c)
-{
-    if (c->kind != CREATE)
-        name_remove(n, c->from);
-    if (c->kind != UNLINK)
-        name_set(n, c->to, c->file);
-}
-
-static void name_note(int kind, const char *from, const char *to, struct file *f)
-{
-    assert_true(disk.pending_n < 256);
-    struct name_change *c = &disk.pending[disk.pending_n++];
-    c->kind = kind;
-    c->file = f;
-    snprintf(c->from, sizeof c->from, "%s", from);
-    snprintf(c->to, sizeof c->to, "%s", to);
-    name_apply(&disk.now, c);
-}
-
-static const char *base(const char *path)
-{
-    return strrchr(path, '/') + 1;
-}
-
-static struct file *file_of(int fd)
-{
-    for (size_t i = 0; i < disk.open_n; i++) {
-        if (disk.open[i].fd == fd)
-            return disk.open[i].file;
-    }
-    return NULL; /* the directory */
-}
-
-/* True: this call fails (errno is set); nothing happens, or with a power cut something may be on its way. */
-static bool fails(bool *on_its_way_r)
-{
-    *on_its_way_r = false;
-    if (disk.crashed) {
-        errno = EIO;
-        return true;
-    }
-    if (++disk.step != disk.fail_at)
-        return false;
-    disk.failed = true;
-    disk.crashed = disk.fail_errno == 0;
-    *on_its_way_r = disk.crashed;
-    errno = disk.crashed ? EIO : disk.fail_errno;
-    return true;
-}
-
-static int h_open(void *data, const char *path, int flags)
-{
-    (void)data;
-    bool way;
-    if (fails(&way))
-        return -1;
-    int fd = open(path, flags | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return -1;
-    struct file **known = name_find(&disk.now, base(path));
-    struct file *f = known ? *known : NULL;
-    if (!f) {
-        f = file_new();
-        name_note(CREATE, "", base(path), f);
-    } else if (flags & O_TRUNC) {
-        change_add(f, false, false, 0, NULL, 0);
-    }
-    assert_true(disk.open_n < 64);
-    disk.open[disk.open_n].fd = fd;
-    disk.open[disk.open_n++].file = f;
-    return fd;
-}
-
-static int h_close(void *data, int fd)
-{
-    (void)data;
-    for (size_t i = 0; i < disk.open_n; i++) {
-        if (disk.open[i].fd == fd) {
-            disk.open[i] = disk.open[--disk.open_n];
-            break;
-        }
-    }
-    return close(fd);
-}
-
-static ssize_t h_pwritev(void *data, int fd, const struct iovec *iov, int n, off_t at)
-{
-    (void)data;
-    bool way, bad = fails(&way);
-    if (bad && !way) {
-        /* A full disk is noticed midway. */
-        if (errno == ENOSPC && iov[0].iov_len > 512) {
-            assert_int_equal(pwrite(fd, iov[0].iov_base, 512, at), 512);
-            change_add(file_of(fd), true, false, (size_t)at, iov[0].iov_base, 512);
-            errno = ENOSPC;
-        }
-        return -1;
-    }
-    ssize_t total = 0;
-    for (int i = 0; i < n; i++) {
-        change_add(file_of(fd), true, false, (size_t)(at + total), iov[i].iov_base, iov[i].iov_len);
-        if (!bad)
-            assert_int_equal(pwrite(fd, iov[i].iov_base, iov[i].iov_len, at + total), iov[i].iov_len);
-        total += (ssize_t)iov[i].iov_len;
-    }
-    return bad ? -1 : total;
-}
-
-static int h_fsync(void *data, int fd)
-{
-    (void)data;
-    bool way;
-    if (fails(&way)) {
-        if (!way)
-            disk.failed_sync = true;
-        return -1;
-    }
-    struct file *f = file_of(fd);
-    if (f) {
-        file_sync(f, false);
-    } else {
-        disk.durable = disk.now;
-        disk.pending_n = 0;
-    }
-    return 0;
-}
-
-static int h_fallocate(void *data, int fd, off_t len)
-{
-    (void)data;
-    bool way;
-    if (fails(&way))
-        return -1;
-    change_add(file_of(fd), false, true, (size_t)len, NULL, 0);
-    int rc = posix_fallocate(fd, 0, len);
-    errno = rc;
-    return rc ? -1 : 0;
-}
-
-static int h_ftruncate(void *data, int fd, off_t len)
-{
-    (void)data;
-    bool way;
-    if (fails(&way) && !way)
-        return -1;
-    change_add(file_of(fd), false, false, (size_t)len, NULL, 0);
-    return way ? -1 : ftruncate(fd, len);
-}
-
-static int h_rename(void *data, const char *from, const char *to)
-{
-    (void)data;
-    bool way;
-    if (fails(&way) && !way)
-        return -1;
-    name_note(RENAME, base(from), base(to), *name_find(&disk.now, base(from)));
-    return way ? -1 : rename(from, to);
-}
-
-static int h_unlink(void *data, const char *path)
-{
-    (void)data;
-    bool way;
-    if (fails(&way) && !way)
-        return -1;
-    name_note(UNLINK, base(path), "", NULL);
-    return way ? -1 : unlink(path);
-}
-
-static const struct seglog_io hooks = {.open = h_open,
-                                       .close = h_close,
-                                       .pwritev = h_pwritev,
-                                       .fdatasync = h_fsync,
-                                       .fsync = h_fsync,
-                                       .fallocate = h_fallocate,
-                                       .ftruncate = h_ftruncate,
-                                       .rename = h_rename,
-                                       .unlink = h_unlink};
-static const struct seglog_options hooked = {.io = &hooks, .segment_len = SEGMENT_LEN};
-
-static void disk_reset(void)
-{
-    for (size_t i = 0; i < disk.files_n; i++) {
-        changes_drop(disk.files[i]);
-        free(disk.files[i]->durable);
-        free(disk.files[i]);
-    }
-    memset(&disk, 0, sizeof disk);
-}
-
-static void fresh(void)
-{
-    if (dir[0])
-        support_dir_remove(dir);
-    support_dir_make(dir, sizeof dir, "seglog");
-    disk_reset();
-}
-
-static void path_of(char path_r[512], const char *name)
-{
-    snprintf(path_r, 512, "%s/%s", dir, name);
-}
-
-static void file_put(const char *name, const uint8_t *data, size_t len)
-{
-    char path[512];
-    path_of(path, name);
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, data, len), len);
-    close(fd);
-}
-
-/* The power went: the directory becomes what the disk holds. */
-static void power_cut(void)
-{
-    struct names left = disk.durable;
-    /* A journal keeps the order of directory changes; nobody promises it. */
-    size_t n = disk.pending_n ? rnd((uint32_t)disk.pending_n + 1) : 0;
-    bool in_order = rnd(2);
-    for (size_t i = 0; i < disk.pending_n; i++) {
-        if (in_order ? i < n : rnd(2))
-            name_apply(&left, &disk.pending[i]);
-    }
-    for (size_t i = 0; i < disk.files_n; i++)
-        file_sync(disk.files[i], true);
-    support_dir_remove(dir);
-    assert_int_equal(mkdir(dir, 0700), 0);
-    for (size_t i = 0; i < left.n; i++)
-        file_put(left.at[i].name, left.at[i].file->durable, left.at[i].file->len);
-    /* Files without a name any more are only memory. */
-    disk.durable = disk.now = left;
-    disk.pending_n = disk.open_n = 0;
-}
+static const struct seglog_options hooked = {.io = &disk_hooks, .segment_len = SEGMENT_LEN};
 
 /* --- The model --- */
 
@@ -516,7 +135,7 @@ static int one_step(struct err *err)
     case 3: {
         struct seglog_found found;
         seglog_close(&slog);
-        rc = seglog_open_with(dir, &me, &hooked, &slog, &found, err);
+        rc = seglog_open_with(disk_dir, &me, &hooked, &slog, &found, err);
         if (!rc) {
             if (!found_is(&found, &acked))
                 fail_msg("%s", DIFFERS);
@@ -552,7 +171,7 @@ static void reopen(const struct seglog_options *o)
 {
     struct seglog_found found;
     struct err err = {0};
-    int rc = seglog_open_with(dir, &me, o, &slog, &found, &err);
+    int rc = seglog_open_with(disk_dir, &me, o, &slog, &found, &err);
     if (rc)
         fail_msg("open: %s: %s", err_name(rc), err.text);
     if (found_is(&found, &maybe))
@@ -566,7 +185,7 @@ static void reopen(const struct seglog_options *o)
 /* A life of `steps` with one fault at file call `fail_at`. Returns the number of file calls. */
 static unsigned life(uint64_t seed, unsigned steps, unsigned fail_at, int fail_errno)
 {
-    fresh();
+    disk_fresh();
     rng = seed;
     memset(&acked, 0, sizeof acked);
     maybe = acked;
@@ -575,7 +194,7 @@ static unsigned life(uint64_t seed, unsigned steps, unsigned fail_at, int fail_e
     struct err err = {0};
     struct seglog_found found;
     slog = NULL;
-    int rc = seglog_open_with(dir, &me, &hooked, &slog, &found, &err);
+    int rc = seglog_open_with(disk_dir, &me, &hooked, &slog, &found, &err);
     if (!rc)
         seglog_found_clear(&found);
     for (unsigned i = 0; i < steps && !rc; i++)
@@ -618,7 +237,7 @@ static void sweep(int fail_errno, unsigned seeds)
             if (disk.crashed || !process_only) {
                 disk.crashed = true; /* closing must not repair anything */
                 seglog_close(&slog);
-                power_cut();
+                disk_power_cut();
             } else {
                 disk.crashed = true;
                 seglog_close(&slog);
@@ -635,7 +254,7 @@ static void sweep(int fail_errno, unsigned seeds)
             }
             disk.crashed = true;
             seglog_close(&slog);
-            power_cut();
+            disk_power_cut();
             disk.crashed = false;
             maybe = acked;
             reopen(&hooked);
@@ -675,12 +294,12 @@ static void model_random(void **state)
 
 static void small_log(unsigned frames, bool closed)
 {
-    fresh();
+    disk_fresh();
     rng = 5;
     memset(&acked, 0, sizeof acked);
     static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
     struct seglog_found found;
-    assert_int_equal(seglog_open_with(dir, &me, &o, &slog, &found, NULL), 0);
+    assert_int_equal(seglog_open_with(disk_dir, &me, &o, &slog, &found, NULL), 0);
     seglog_found_clear(&found);
     for (unsigned i = 0; i < frames; i++) {
         struct log_batch *b = batch_make(&acked, acked.last + 1, 2, 60);
@@ -698,7 +317,7 @@ static void small_log(unsigned frames, bool closed)
 static uint8_t *file_get(const char *name, size_t *len_r)
 {
     char path[512];
-    path_of(path, name);
+    disk_path(path, name);
     FILE *f = fopen(path, "r");
     assert_non_null(f);
     uint8_t *p = malloc(1 << 20);
@@ -726,16 +345,16 @@ static void flip_bytes(bool closed)
     while (at < end + vote_len) {
         bool in_vote = at >= end;
         size_t pos = in_vote ? at - end : at;
-        file_put(SEGMENT_1, seg, seg_len);
-        file_put("vote", vote, vote_len);
+        disk_file_put(SEGMENT_1, seg, seg_len);
+        disk_file_put("vote", vote, vote_len);
         uint8_t *p = in_vote ? vote : seg;
         uint8_t bit = (uint8_t)(1u << (pos % 8));
         p[pos] ^= bit;
-        file_put(in_vote ? "vote" : SEGMENT_1, p, in_vote ? vote_len : seg_len);
+        disk_file_put(in_vote ? "vote" : SEGMENT_1, p, in_vote ? vote_len : seg_len);
         p[pos] ^= bit;
         struct seglog_found found;
         struct err err = {0};
-        int rc = seglog_open_with(dir, &me, &hooked, &slog, &found, &err);
+        int rc = seglog_open_with(disk_dir, &me, &hooked, &slog, &found, &err);
         size_t block = pos / 4096;
         bool last_data = !in_vote && !closed && block == frames;
         if (rc) {
@@ -783,7 +402,7 @@ static int open_code(const struct seglog_identity *who, char *text_r)
 {
     struct seglog_found found;
     struct err err = {0};
-    int rc = seglog_open(dir, who, &slog, &found, &err);
+    int rc = seglog_open(disk_dir, who, &slog, &found, &err);
     if (!rc) {
         seglog_found_clear(&found);
         seglog_close(&slog);
@@ -814,17 +433,17 @@ static void missing_files(void **state)
     (void)state;
     char text[ERR_TEXT_LEN], path[512];
     small_log(2, true);
-    path_of(path, "vote");
+    disk_path(path, "vote");
     assert_int_equal(unlink(path), 0);
     assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
     assert_non_null(strstr(text, "vote"));
     small_log(2, true);
-    path_of(path, SEGMENT_1);
+    disk_path(path, SEGMENT_1);
     assert_int_equal(unlink(path), 0);
     assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
     /* One in the middle, by many segments. */
     small_log(40, true);
-    path_of(path, "00000000000000000002.seg");
+    disk_path(path, "00000000000000000002.seg");
     assert_int_equal(unlink(path), 0);
     assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
     assert_non_null(strstr(text, "is missing"));
@@ -833,14 +452,14 @@ static void missing_files(void **state)
     size_t len;
     uint8_t *p = file_get(SEGMENT_1, &len);
     memset(p + len - 4096, 0, 4096);
-    file_put(SEGMENT_1, p, len);
+    disk_file_put(SEGMENT_1, p, len);
     free(p);
     assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
     /* Another version. */
     small_log(1, true);
     p = file_get(SEGMENT_1, &len);
     p[8] = 9;
-    file_put(SEGMENT_1, p, len);
+    disk_file_put(SEGMENT_1, p, len);
     free(p);
     assert_int_equal(open_code(&me, text), RAFTDIR_EVERSION);
 }
@@ -880,12 +499,12 @@ static void cuts(void **state)
     acked.cut = maybe.cut = acked.last;
     seglog_close(&slog);
     struct seglog_found found;
-    assert_int_equal(seglog_open(dir, &me, &slog, &found, NULL), 0);
+    assert_int_equal(seglog_open(disk_dir, &me, &slog, &found, NULL), 0);
     assert_true(found.first > 30 && found.entries_n > 0 && found_is(&found, &acked));
     seglog_found_clear(&found);
     seglog_close(&slog);
     char path[512];
-    path_of(path, SEGMENT_1);
+    disk_path(path, SEGMENT_1);
     assert_int_equal(access(path, F_OK), -1);
 }
 
@@ -893,10 +512,10 @@ static void cuts(void **state)
 static void begins_anywhere(void **state)
 {
     (void)state;
-    fresh();
+    disk_fresh();
     memset(&acked, 0, sizeof acked);
     struct seglog_found found;
-    assert_int_equal(seglog_open(dir, &me, &slog, &found, NULL), 0);
+    assert_int_equal(seglog_open(disk_dir, &me, &slog, &found, NULL), 0);
     assert_int_equal(found.first, 1);
     seglog_found_clear(&found);
     struct log_batch *b = batch_make(&acked, 1000, 3, 10);
@@ -906,7 +525,7 @@ static void begins_anywhere(void **state)
     assert_int_equal(seglog_write(slog, b, NULL), RAFTDIR_EINVAL);
     batches_free(b);
     seglog_close(&slog);
-    assert_int_equal(seglog_open(dir, &me, &slog, &found, NULL), 0);
+    assert_int_equal(seglog_open(disk_dir, &me, &slog, &found, NULL), 0);
     assert_int_equal(found.first, 1000);
     assert_int_equal(found.entries_n, 3);
     seglog_found_clear(&found);
@@ -922,11 +541,11 @@ static void torn_tail_is_gone(void **state)
     uint8_t *p = file_get(SEGMENT_1, &len);
     seglog_close(&slog);
     memset(p + 4 * 4096, 0xaa, 5 * 4096); /* of a frame whose header never arrived */
-    file_put(SEGMENT_1, p, len);
+    disk_file_put(SEGMENT_1, p, len);
     free(p);
     struct seglog_found found;
     static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
-    assert_int_equal(seglog_open_with(dir, &me, &o, &slog, &found, NULL), 0);
+    assert_int_equal(seglog_open_with(disk_dir, &me, &o, &slog, &found, NULL), 0);
     assert_int_equal(found.torn_len, 5 * 4096);
     assert_true(found_is(&found, &acked));
     seglog_found_clear(&found);
@@ -945,23 +564,23 @@ static void vote_repair(void **state)
     for (int slot = 0; slot < 2; slot++) {
         for (unsigned at = 1; at < 12; at++) {
             for (unsigned luck = 0; luck < 8; luck++) {
-                fresh();
+                disk_fresh();
                 memset(&acked, 0, sizeof acked);
                 struct seglog_found found;
-                assert_int_equal(seglog_open_with(dir, &me, &hooked, &slog, &found, NULL), 0);
+                assert_int_equal(seglog_open_with(disk_dir, &me, &hooked, &slog, &found, NULL), 0);
                 assert_int_equal(seglog_vote(slog, 9, 2, NULL), 0);
                 seglog_close(&slog);
-                struct file *f = *name_find(&disk.now, "vote");
+                struct file *f = *disk_name_find(&disk.now, "vote");
                 f->durable[slot * 4096 + 30] ^= 4;
-                file_put("vote", f->durable, f->len);
+                disk_file_put("vote", f->durable, f->len);
                 rng = luck;
                 disk.step = 0;
                 disk.fail_at = at;
-                if (seglog_open_with(dir, &me, &hooked, &slog, &found, NULL) == 0)
+                if (seglog_open_with(disk_dir, &me, &hooked, &slog, &found, NULL) == 0)
                     seglog_found_clear(&found);
                 disk.crashed = true;
                 seglog_close(&slog);
-                power_cut();
+                disk_power_cut();
                 disk.crashed = false;
                 disk.fail_at = 0;
                 acked.term = 9;
@@ -980,11 +599,11 @@ static void cut_power(void **state)
     (void)state;
     for (unsigned at = 1; at < 14; at++) {
         for (unsigned luck = 0; luck < 6; luck++) {
-            fresh();
+            disk_fresh();
             rng = luck + 1;
             memset(&acked, 0, sizeof acked);
             struct seglog_found found;
-            assert_int_equal(seglog_open_with(dir, &me, &hooked, &slog, &found, NULL), 0);
+            assert_int_equal(seglog_open_with(disk_dir, &me, &hooked, &slog, &found, NULL), 0);
             for (int i = 0; i < 70; i++) {
                 struct log_batch *b = batch_make(&acked, acked.last + 1, 1, 50);
                 assert_int_equal(seglog_write(slog, b, NULL), 0);
@@ -997,7 +616,7 @@ static void cut_power(void **state)
             (void)seglog_cut(slog, acked.last, NULL);
             disk.crashed = true;
             seglog_close(&slog);
-            power_cut();
+            disk_power_cut();
             disk.crashed = false;
             disk.fail_at = 0;
             reopen(&hooked);
@@ -1042,8 +661,8 @@ static void vote_beside_write(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    if (dir[0])
-        support_dir_remove(dir);
+    if (disk_dir[0])
+        support_dir_remove(disk_dir);
     disk_reset();
     return 0;
 }
