@@ -77,6 +77,9 @@
 #define CLIENT_FRAME_LEN_MAX (REQUEST_LEN_MAX + 65536u)
 #define CLIENT_CONNS_MAX 16384
 #define CLIENT_REQUESTS_MAX 1024        /* open on one connection */
+#define CLIENT_MESSAGE_LEN_MAX (16u << 20) /* a request in memory, which may be many times its frame; larger is garbage */
+#define CLIENT_OPEN_LEN_MAX (128u << 20)   /* memory of one connection's open requests; then no more are taken from it */
+#define CLIENTS_OPEN_LEN_MAX (1u << 30)    /* of all connections' */
 #define CLIENT_OUT_LEN_MAX (8u << 20)   /* bytes waiting for a slow client; then nothing more is read from it */
 #define LIST_CHUNK_ROWS 256
 #define LIST_CREDIT_DEFAULT 4096

@@ -1,5 +1,7 @@
 /* srv_client.c - connections of the client protocol: who it is, what is open, what may be asked, and how answers leave. See srv_client.h.
  *
+ * What clients can make this process hold is bounded: requests by number and by memory, in a connection and in all (an operation under way that nobody
+ * waits for any more counts on), and what waits for them to read it.
  * Garbage and a request id used twice close that one connection, with a log line a cause and minute. A client that doesn't
  * read is not read from once CLIENT_OUT_LEN_MAX bytes wait for it; what it asked before waits as BLOCKED. Roles are those of the rules at the time of the request. */
 #include "srv_client.h"
@@ -10,13 +12,43 @@
 
 /* --- Requests -------------------------------------------------------------------------------------------------------------- */
 
-static struct request *request_create(struct client *c, Raftdir__Client__ToNode *msg)
+/* A frame's memory once it is unpacked can be dozens of times its length (unknown fields, empty submessages): counted, and bounded. */
+struct message_memory {
+    size_t used;
+    bool exhausted; /* for want of memory, not by the bound */
+};
+
+static void *message_alloc(void *data, size_t len)
+{
+    struct message_memory *m = data;
+    if (len > CLIENT_MESSAGE_LEN_MAX - m->used)
+        return NULL;
+    void *p = malloc(len);
+    if (!p) {
+        m->exhausted = true;
+        return NULL;
+    }
+    size_t whole = (len + 8 + 31) / 16 * 16; /* roughly, with malloc's own: small ones cost most */
+    m->used = whole < CLIENT_MESSAGE_LEN_MAX - m->used ? m->used + whole : CLIENT_MESSAGE_LEN_MAX;
+    return p;
+}
+
+static void message_free(void *data, void *p)
+{
+    (void)data;
+    free(p);
+}
+
+static struct request *request_create(struct client *c, Raftdir__Client__ToNode *msg, size_t len)
 {
     struct request *r = mem_calloc(1, sizeof *r);
     r->id = msg->request_id;
     r->client = c;
     r->service = c->service;
     r->msg = msg;
+    r->len = len;
+    c->open_len += r->len;
+    atomic_fetch_add(&c->service->d->open_len, r->len);
     r->state = REQUEST_NEW;
     uint64_t timeout = msg->has_timeout_ms && msg->timeout_ms ? msg->timeout_ms : REQUEST_TIMEOUT_DEFAULT_MS;
     r->deadline_ms = shared_now_ms() + (timeout < REQUEST_TIMEOUT_MAX_MS ? timeout : REQUEST_TIMEOUT_MAX_MS);
@@ -46,11 +78,21 @@ static void request_unlist(struct request *r)
     r->state = REQUEST_NEW;
 }
 
+/* Nobody waits for its answer any more. */
+static void request_part(struct request *r)
+{
+    if (!r->client)
+        return;
+    HASH_DEL(r->client->requests, r);
+    r->client->open_len -= r->len;
+    r->client = NULL;
+}
+
 void srv_request_free(struct request *r)
 {
     request_unlist(r);
-    if (r->client)
-        HASH_DEL(r->client->requests, r);
+    request_part(r);
+    atomic_fetch_sub(&r->service->d->open_len, r->len);
     if (r->scan)
         store_scan_end(&r->scan);
     raftdir__client__to_node__free_unpacked(r->msg, NULL);
@@ -342,8 +384,7 @@ static void about_open_request(struct client *c, const Raftdir__Client__ToNode *
         f.code = changes ? RAFTDIR_EUNCERTAIN : RAFTDIR_ECANCELED;
         f.message = (char *)(uintptr_t)(changes ? "cancelled while it was on its way: it may still happen" : "cancelled");
         answer_send(&answered, &f);
-        HASH_DEL(c->requests, r);
-        r->client = NULL;
+        request_part(r);
     } else {
         srv_fail(r, RAFTDIR_ECANCELED, "cancelled");
     }
@@ -354,7 +395,11 @@ static void about_open_request(struct client *c, const Raftdir__Client__ToNode *
 static void on_frame(struct conn *conn, const uint8_t *frame, size_t len)
 {
     struct client *c = conn_data(conn);
-    Raftdir__Client__ToNode *m = raftdir__client__to_node__unpack(NULL, len, frame);
+    struct message_memory memory = {0};
+    ProtobufCAllocator allocator = {message_alloc, message_free, &memory}; /* malloc's, so that it is freed like any other */
+    Raftdir__Client__ToNode *m = raftdir__client__to_node__unpack(&allocator, len, frame);
+    if (!m && memory.exhausted)
+        mem_exhausted("request");
     if (!m) {
         garbage(c, "sent what is no request of this protocol");
         return;
@@ -372,9 +417,17 @@ static void on_frame(struct conn *conn, const uint8_t *frame, size_t len)
         return;
     }
     bool full = HASH_COUNT(c->requests) >= CLIENT_REQUESTS_MAX;
-    r = request_create(c, m);
+    size_t copies = m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_WRITE ? 2 * len : 0; /* packed for the log, and the consensus thread's own */
+    size_t need = sizeof *r + memory.used + copies;
+    bool too_much = c->open_len + need > CLIENT_OPEN_LEN_MAX;
+    bool all_too_much = atomic_load(&c->service->d->open_len) + need > CLIENTS_OPEN_LEN_MAX;
+    r = request_create(c, m, need);
     if (full)
         srv_fail(r, RAFTDIR_ELIMIT, "%d requests are open on this connection: wait for answers, or open another", CLIENT_REQUESTS_MAX);
+    else if (too_much)
+        srv_fail(r, RAFTDIR_ELIMIT, "the open requests of this connection take %u bytes of memory: wait for answers, or send smaller ones", CLIENT_OPEN_LEN_MAX);
+    else if (all_too_much)
+        srv_fail(r, RAFTDIR_ELIMIT, "the open requests of all clients take %u bytes of this node's memory: send it again in a moment, or to another node", CLIENTS_OPEN_LEN_MAX);
     else
         dispatch(r);
 }
@@ -427,8 +480,7 @@ static void on_close(struct conn *conn, int code, const char *why)
         logger_limited(LOGGER_WARN, "client", "%s: refused: %s", conn_peer_text(conn), why);
     HASH_ITER(hh, c->requests, r, next) {
         if (r->state == REQUEST_CALL || r->state == REQUEST_VERIFY) {
-            HASH_DEL(c->requests, r);
-            r->client = NULL;
+            request_part(r);
         } else {
             srv_request_free(r);
         }

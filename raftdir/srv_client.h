@@ -43,6 +43,7 @@ struct request {
     uint64_t id;
     struct client *client; /* NULL: gone */
     struct service *service;
+    size_t len; /* of its memory, as far as the client chose it */
     Raftdir__Client__ToNode *msg;
     enum request_state state;
     struct request *prev, *next; /* in the list of its state: WAIT and RUNNABLE of the service, BLOCKED of the client */
@@ -70,6 +71,7 @@ struct client {
     bool greeted, backed_up;
     uint64_t since_ms;
     struct request *requests; /* by id */
+    size_t open_len;          /* of their memory */
     struct request *blocked;
 };
 
