@@ -210,6 +210,15 @@ free_request:
         raftdir__log__request__free_unpacked(request, NULL);
 }
 
+static bool says_expired(const Raftdir__Peer__ForwardResult *r)
+{
+    Raftdir__Log__Result *result = raftdir__log__result__unpack(NULL, r->result.len, r->result.data);
+    bool expired = !result || result->code == RAFTDIR_EEXPIRED;
+    if (result)
+        raftdir__log__result__free_unpacked(result, NULL);
+    return expired;
+}
+
 void node_ops_forward_result(struct node *n, uint64_t from, const Raftdir__Peer__ForwardResult *r)
 {
     struct op *op = NULL;
@@ -218,7 +227,11 @@ void node_ops_forward_result(struct node *n, uint64_t from, const Raftdir__Peer_
     if (!op || op->state == OP_ENDED)
         return; /* told already, or its deadline passed */
     if (r->code == 0 && r->has_result) {
-        op_tell(n, op, 0, r->result.data, r->result.len);
+        /* Expired by the time that the second copy was applied: the first may have been in time, further back in the log than this node has got. */
+        if (op->maybe_before && says_expired(r))
+            op_tell(n, op, RAFTDIR_EUNCERTAIN, NULL, 0);
+        else
+            op_tell(n, op, 0, r->result.data, r->result.len);
         op_free(n, op);
         return;
     }

@@ -12,6 +12,7 @@
 #include <raft.h>
 #include "raftdir/node.h"
 #include "raftdir/op.h"
+#include "peer.pb-c.h"
 
 #define NODES 4
 #define CLUSTER 77
@@ -513,6 +514,51 @@ static void a_refusal_of_the_second_time_is_no_end(void **state)
     assert_int_equal(W.nodes[l].applied_commands, 1);
 }
 
+static void forward_result(int from, int to, uint8_t tag, int code)
+{
+    Raftdir__Peer__Frame f = RAFTDIR__PEER__FRAME__INIT;
+    Raftdir__Peer__ForwardResult body = RAFTDIR__PEER__FORWARD_RESULT__INIT;
+    Raftdir__Log__Result result = RAFTDIR__LOG__RESULT__INIT;
+    uint8_t id[OP_ID_LEN], packed[64], frame[256];
+    memset(id, tag, sizeof id);
+    result.code = code;
+    result.index = 7;
+    f.version = PEER_FRAME_VERSION;
+    f.cluster_id = CLUSTER;
+    f.incarnation = INCARNATION;
+    f.from = (uint64_t)from;
+    f.to = (uint64_t)to;
+    f.body_case = RAFTDIR__PEER__FRAME__BODY_FORWARD_RESULT;
+    f.forward_result = &body;
+    body.op_id = (ProtobufCBinaryData){sizeof id, id};
+    body.has_result = true;
+    body.result = (ProtobufCBinaryData){raftdir__log__result__pack(&result, packed), packed};
+    node_receive(W.nodes[to].node, W.now, (uint64_t)from, frame, raftdir__peer__frame__pack(&f, frame));
+}
+
+/* An id that ran out before its second copy was applied says nothing about the first. */
+static void expired_the_second_time_is_uncertain(void **state)
+{
+    (void)state;
+    struct write x, y;
+    three();
+    int l = leader(), f = l % 3 + 1;
+    W.nodes[f].deaf = true;
+    write_start(&x, f, 31, 5000);
+    forward_result(l, f, 31, RAFTDIR_EEXPIRED);
+    assert_int_equal(x.times, 1);
+    assert_int_equal(x.code, 0); /* sent once: this is the answer */
+    for (int i = 1; i <= 3; i++)
+        W.nodes[i].deaf = true;
+    write_start(&y, f, 32, 5000);
+    run(W.now + 600); /* sent again meanwhile */
+    assert_int_equal(y.times, 0);
+    assert_int_equal(leader(), l);
+    forward_result(l, f, 32, RAFTDIR_EEXPIRED);
+    assert_int_equal(y.times, 1);
+    assert_int_equal(y.code, RAFTDIR_EUNCERTAIN);
+}
+
 static void a_read_needs_a_quorum_now(void **state)
 {
     (void)state;
@@ -736,7 +782,7 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
-        T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
+        T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
         T(a_removal_keeps_a_quorum), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
