@@ -599,7 +599,7 @@ static int member_start(struct consensus *c, enum make make, struct err *err)
         return 0;
     }
     struct peers_options po = {.loop = &c->loop,
-                               .tls = d->tls,
+                               .tls = daemon_tls(d),
                                .listen_host = host,
                                .listen_port = port,
                                .self_id = c->identity.node_id,
@@ -614,6 +614,7 @@ static int member_start(struct consensus *c, enum make make, struct err *err)
                                .log = on_peer_log};
     memcpy(po.uuid, d->uuid, NODE_UUID_LEN);
     rc = peers_start(&po, &c->peers, err);
+    SSL_CTX_free(po.tls); /* ours; a reload may replace the daemon's own meanwhile */
     if (rc != 0)
         goto destroy_node;
     rc = threads_start(c, err);
