@@ -56,7 +56,9 @@ uint64_t shared_log_time_ms(const struct shared_view *view, uint64_t now_ms)
 void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why)
 {
     pthread_mutex_lock(&s->mutex);
-    s->view.phase = phase;
+    /* What served nothing doesn't begin to because it stops: an unconfigured node has no state, a failed one none to trust. */
+    if (phase != SHARED_STOPPING || s->view.phase == SHARED_RUNNING)
+        s->view.phase = phase;
     if (why)
         snprintf(s->details.failure, sizeof s->details.failure, "%s", why);
     pthread_mutex_unlock(&s->mutex);

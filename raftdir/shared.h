@@ -17,7 +17,7 @@ enum shared_phase {
     SHARED_RUNNING,
     SHARED_FAILED,   /* divergence or corruption: Hello and Status only */
     SHARED_REMOVED,  /* no member any more: Hello and Status only */
-    SHARED_STOPPING, /* local reads still go on */
+    SHARED_STOPPING, /* a running one: local reads still go on. The others stay what they are */
 };
 
 /* What every answer needs. */
