@@ -66,6 +66,7 @@ enum read_state { READ_WAITING = 1, READ_FORWARDED, READ_PROBE, READ_PROBED, REA
 /* A read on its way: a local node_read, or a peer's ReadIndex. */
 struct read {
     struct read *prev, *next;
+    UT_hash_handle hh;       /* of a peer's, by peer and corr, which stand together */
     struct node_read *local; /* NULL: a peer's */
     uint64_t peer, corr;
     enum read_state state;
@@ -133,6 +134,7 @@ struct node {
     uint64_t corr_next;
 
     struct read *reads;
+    struct read *peer_reads; /* hash of those of `reads` that are peers': a stalled leader gets all of them again and again */
     uint64_t probe_seq, probe_confirmed, probe_sent_ms;
     struct {
         uint64_t seq, sent_ms, commit;

@@ -66,9 +66,16 @@ static bool is_voter(const struct node *n, uint64_t id)
     return s && s->role == RAFT_VOTER;
 }
 
-static void read_done(struct node *n, struct read *r, int code, uint64_t index)
+static void read_unlink(struct node *n, struct read *r)
 {
     DL_DELETE(n->reads, r);
+    if (!r->local)
+        HASH_DEL(n->peer_reads, r);
+}
+
+static void read_done(struct node *n, struct read *r, int code, uint64_t index)
+{
+    read_unlink(n, r);
     if (r->local) {
         n->io.read_done(n->io.data, r->local, code, index);
     } else {
@@ -226,6 +233,8 @@ static struct read *read_create(struct node *n, struct node_read *local, uint64_
     r->since_ms = n->now;
     r->deadline_ms = deadline_ms;
     DL_APPEND(n->reads, r);
+    if (!local)
+        HASH_ADD(hh, n->peer_reads, peer, 2 * sizeof r->peer, r);
     return r;
 }
 
@@ -247,15 +256,11 @@ void node_read(struct node *n, uint64_t now, struct node_read *local)
 void node_reads_read_index(struct node *n, uint64_t from, const Raftdir__Peer__ReadIndex *q)
 {
     struct read *r;
-    size_t open = 0;
+    const uint64_t key[2] = {from, q->corr};
     if (n->state != RAFT_LEADER)
         return; /* it asks again, or somebody else */
-    DL_FOREACH(n->reads, r) {
-        open++;
-        if (!r->local && r->peer == from && r->corr == q->corr)
-            return;
-    }
-    if (open >= WRITES_INFLIGHT_MAX)
+    HASH_FIND(hh, n->peer_reads, key, sizeof key, r);
+    if (r || HASH_COUNT(n->peer_reads) >= WRITES_INFLIGHT_MAX)
         return;
     r = read_create(n, NULL, from, q->corr, n->now + REQUEST_TIMEOUT_DEFAULT_MS);
     if (r)
@@ -283,7 +288,7 @@ void node_reads_leader_changed(struct node *n)
         n->peers[i].probe_acked = 0;
     DL_FOREACH_SAFE(n->reads, r, tmp) {
         if (!r->local) {
-            DL_DELETE(n->reads, r); /* its node asks the new leader */
+            read_unlink(n, r); /* its node asks the new leader */
             free(r);
             continue;
         }
@@ -340,7 +345,7 @@ void node_reads_close(struct node *n)
 {
     struct read *r, *tmp;
     DL_FOREACH_SAFE(n->reads, r, tmp) {
-        DL_DELETE(n->reads, r);
+        read_unlink(n, r);
         if (r->local)
             n->io.read_done(n->io.data, r->local, RAFTDIR_ECANCELED, 0);
         free(r);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <cmocka.h>
 #include <raft.h>
 #include "raftdir/node.h"
@@ -586,6 +587,42 @@ static void a_read_needs_a_quorum_now(void **state)
     assert_int_equal(r.code, RAFTDIR_ENOQUORUM);
 }
 
+/* A leader that can't confirm gets every open read of its followers again and again: what one costs must not grow with their number. */
+static void many_reads_of_a_stalled_leader(void **state)
+{
+    (void)state;
+    enum { N = 40000 };
+    static struct read reads[N];
+    three();
+    int l = leader(), f = l % 3 + 1, other = 6 - l - f;
+    W.nodes[other].cut = true;
+    for (int i = 0; i < N; i++) {
+        uint8_t buf[128];
+        Raftdir__Peer__Frame frame = RAFTDIR__PEER__FRAME__INIT;
+        Raftdir__Peer__ReadIndex body = RAFTDIR__PEER__READ_INDEX__INIT;
+        frame.version = PEER_FRAME_VERSION;
+        frame.cluster_id = CLUSTER;
+        frame.incarnation = INCARNATION;
+        frame.from = (uint64_t)f;
+        frame.to = (uint64_t)l;
+        frame.body_case = RAFTDIR__PEER__FRAME__BODY_READ_INDEX;
+        frame.read_index = &body;
+        body.corr = (uint64_t)i + 1;
+        size_t len = raftdir__peer__frame__pack(&frame, buf);
+        for (int again = 0; again < 2; again++) {
+            clock_t start = clock();
+            node_receive(W.nodes[l].node, W.now, (uint64_t)f, buf, len);
+            reads[i].times += (int)(clock() - start);
+        }
+    }
+    int64_t first = 0, last = 0;
+    for (int i = 0; i < N / 4; i++) {
+        first += reads[i].times;
+        last += reads[N - 1 - i].times;
+    }
+    assert_true(last < 5 * first + CLOCKS_PER_SEC / 10);
+}
+
 static void age_grows_when_cut_off(void **state)
 {
     (void)state;
@@ -782,7 +819,7 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
-        T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
+        T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
         T(a_removal_keeps_a_quorum), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
