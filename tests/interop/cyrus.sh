@@ -23,12 +23,12 @@ cyrus_find() {  # sets cyrus_root; 1 with a reason on stderr when there is none
   touch "$top/build/cyrus/done"
 }
 cyrus_version() { local r=$cyrus_root; "$r/usr/lib/cyrus/bin/cyr_info" version 2>/dev/null || dpkg-query -W -f '${Version}\n' cyrus-common 2>/dev/null || echo unknown; }
-# A configuration with nothing in it but a mailbox list, in $1.
+# A configuration with nothing in it but a mailbox list, in $1; without an fsync for each of 29,095 entries.
 cyrus_config() {
   local dir=$1 p
   mkdir -p "$dir/conf/db" "$dir/conf/proc" "$dir/conf/log" "$dir/spool"
   {
-    printf 'configdirectory: %s/conf\ndefaultpartition: default\nadmins: cyrus\nservername: fe.test\nmboxlist_db: twoskip\n' "$dir"
+    printf 'configdirectory: %s/conf\ndefaultpartition: default\nadmins: cyrus\nservername: fe.test\nmboxlist_db: twoskip\nskiplist_unsafe: yes\n' "$dir"
     for p in default p1 p2 p3 p4; do printf 'partition-%s: %s/spool\n' $p "$dir"; done
   } >"$dir/imapd.conf"
   if [ "$(id -u)" = 0 ]; then chown -R nobody "$dir"; fi
