@@ -371,7 +371,7 @@ static void member_step(struct node *n, struct member *m)
     if (m->state == MEMBER_ENDED)
         return;
     if (n->now >= m->deadline_ms && m->maybe) {
-        member_end_code(n, m, RAFTDIR_EUNCERTAIN, "the change may be in a log, and may yet happen, or has happened%s%s: see `raftdirctl member list`",
+        member_end_code(n, m, RAFTDIR_EUNCERTAIN, "it may have happened, or may yet%s%s: see `raftdirctl member list`",
                         m->busy_code ? "; last: " : "", m->busy_code ? m->busy_text : "");
         return;
     }
