@@ -409,7 +409,14 @@ int datadir_join(struct datadir *d, const struct datadir_identity *identity, str
             return err_set(err, RAFTDIR_EINVAL, "member %" PRIu64 " has an address or a certificate name that can't be written", identity->members[i].id);
     struct datadir_identity next = *identity;
     memcpy(next.uuid, d->identity.uuid, NODE_UUID_LEN);
-    int rc = identity_write(d, &next, err);
+    /* The names of the files that were made in them; LMDB syncs its file, never its directory. */
+    static const char *const dirs[] = {GENERATION "/state", GENERATION "/log"};
+    int rc = 0;
+    for (size_t i = 0; i < 2 && rc == 0; i++)
+        if ((rc = step("sync gen-1", err)) == 0)
+            rc = sync_dir(d, dirs[i], err);
+    if (rc == 0)
+        rc = identity_write(d, &next, err);
     if (rc == 0)
         d->identity = next;
     return rc;

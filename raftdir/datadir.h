@@ -31,7 +31,8 @@ void datadir_close(struct datadir **datadir);
 const struct datadir_identity *datadir_identity(const struct datadir *d);
 /* For a node that isn't a member yet: removes what an interrupted attempt left, makes an empty, durable gen-1 and CURRENT. */
 int datadir_prepare(struct datadir *d, struct err *err);
-/* Makes it a member: durable on return. The log and state in gen-1 must be so already. uuid is ignored: it stays. */
+/* Makes it a member: durable on return. The files of the log and state in gen-1 must be so already; that they are there is made durable here. uuid is
+ * ignored: it stays. */
 int datadir_join(struct datadir *d, const struct datadir_identity *identity, struct err *err);
 /* For a member: is what it must have there? RAFTDIR_ECORRUPT with what to do. */
 int datadir_check(struct datadir *d, struct err *err);

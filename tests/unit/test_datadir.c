@@ -264,6 +264,27 @@ static void test_crash_at_each_step(void **state)
     assert_true(n > 10); /* the hook was asked */
 }
 
+/* IDENTITY is written only when the names of the files in gen-1 are durable, so not when there is nothing to sync. */
+static void test_no_member_without_its_directories(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"gen-1/state", "gen-1/log"};
+    struct datadir_identity id = sample();
+    for (int i = 0; i < 2; i++) {
+        char path[256];
+        wipe();
+        struct datadir *d = open_ok();
+        assert_int_equal(datadir_prepare(d, &err), 0);
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        assert_int_equal(rmdir(path), 0);
+        assert_int_not_equal(datadir_join(d, &id, &err), 0);
+        datadir_close(&d);
+        d = open_ok();
+        assert_int_equal(datadir_identity(d)->cluster_id, 0);
+        datadir_close(&d);
+    }
+}
+
 /* Leftovers of an attempt don't become part of the next one. */
 static void test_leftovers_removed(void **state)
 {
@@ -319,6 +340,7 @@ int main(void)
         cmocka_unit_test_setup(test_second_daemon_refused, setup),      cmocka_unit_test_setup(test_foreign_directory_refused, setup),
         cmocka_unit_test_setup(test_other_version, setup),              cmocka_unit_test_setup(test_damaged_identity, setup),
         cmocka_unit_test_setup(test_crash_at_each_step, setup),         cmocka_unit_test_setup(test_leftovers_removed, setup),
+        cmocka_unit_test_setup(test_no_member_without_its_directories, setup),
         cmocka_unit_test_setup(test_member_without_log_refused, setup), cmocka_unit_test_setup(test_members_that_cannot_be_written, setup),
     };
     if (!mkdtemp(top))
