@@ -4,6 +4,7 @@
  * standard error, with what to do, and everything opened so far is closed again.
  * Stop: leadership goes elsewhere and the consensus thread ends (reads are still answered), then connections, then the store. */
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <inttypes.h>
 #include <pwd.h>
@@ -303,10 +304,22 @@ destroy_config:
     return code;
 }
 
+/* Started with standard error closed, the first file that we open would get its number, and the log would be written into that. */
+static void reserve_standard_streams(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
     const char *path = NULL;
     bool check_only = false;
+    reserve_standard_streams();
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-c") == 0 && i + 1 < argc) {
             path = argv[++i];
