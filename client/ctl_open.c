@@ -23,6 +23,9 @@ int ctl_open_other(struct ctl *c, const char *endpoints, bool only_these, raftdi
     o.only_these = only_these;
     o.software = "raftdirctl " RAFTDIR_VERSION;
     int rc = raftdir_open(&o, d_r, text, sizeof text);
+    /* A certificate that can't be read says nothing about any mailbox, and nothing about the directory. */
+    if (rc == RAFTDIR_ENOTFOUND || rc == RAFTDIR_EIO)
+        rc = RAFTDIR_EAUTH;
     return rc < 0 ? ctl_error(c, rc, "%s", text) : 0;
 }
 

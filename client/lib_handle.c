@@ -205,8 +205,11 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
         goto failed;
     }
     /* With Unix sockets alone, certificates are only for learned endpoints: files that this user can't read are no reason to fail. */
-    if (files.ca && tls_context_create(&files, &d->tls, needs_tls ? &err : NULL) < 0 && needs_tls)
+    if (files.ca && tls_context_create(&files, &d->tls, needs_tls ? &err : NULL) < 0 && needs_tls) {
+        if (err.code == RAFTDIR_ENOTFOUND)
+            err.code = RAFTDIR_EAUTH; /* a file that is missing; callers take ENOTFOUND for a mailbox that isn't there */
         goto failed;
+    }
     *d_r = d;
     return 0;
 
