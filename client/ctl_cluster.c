@@ -9,6 +9,7 @@
 
 #define STATUS_TIMEOUT_MS 1500  /* of one node: a paused one must not hold up the others */
 #define CHANGE_TIMEOUT_MS 45000 /* a promotion waits until the member has caught up */
+#define LIVE_MS 2000            /* a member heard of since then is there */
 #define BUSY_TRIES 40           /* another change, or the member isn't there yet */
 
 static const char *role_name(int role)
@@ -105,6 +106,7 @@ static int join(struct ctl *c, raftdir *via)
     struct raftdir_node_info info;
     const struct raftdir_node_info *i;
     const struct raftdir_members *ms;
+    bool was_member = false, was_voter = false;
     int rc = raftdir_node_info(c->d, &i);
     if (rc < 0)
         return ctl_error_of(c, c->d, rc, NULL);
@@ -125,6 +127,8 @@ static int join(struct ctl *c, raftdir *via)
         if (!m)
             return ctl_error(c, RAFTDIR_EFOREIGN, "%s was a member of this cluster and was removed: empty its data directory to add it again", info.node_name);
         info.node_id = m->id;
+        was_member = true;
+        was_voter = m->role == RAFTDIR_VOTER;
     } else {
         struct raftdir_member add = {.address = info.peer_address, .cert_name = info.cert_name, .role = RAFTDIR_STANDBY};
         memcpy(add.uuid, info.uuid, sizeof add.uuid);
@@ -160,15 +164,16 @@ static int join(struct ctl *c, raftdir *via)
         progress_begin(&p, c, "waiting until it has caught up", "", 0);
         if ((rc = promote(c, via, info.node_id)) < 0)
             return ctl_error_of(c, via, rc, "promoting");
-        if (!c->o.json)
+        if (!c->o.json && !was_member)
             printf("member %" PRIu64 " is a voter\n", info.node_id);
     }
     if (c->o.json) {
         json_t *o = json_object();
         json_object_set_new(o, "node_id", json_integer((json_int_t)info.node_id));
-        json_object_set_new(o, "voter", json_boolean(c->o.promote));
+        json_object_set_new(o, "voter", json_boolean(c->o.promote || was_voter));
         ctl_json_print(o);
-    }
+    } else if (was_member)
+        printf("member %" PRIu64 " was a member already, a %s\n", info.node_id, c->o.promote || was_voter ? "voter" : "standby");
     return EXIT_DONE;
 }
 
@@ -572,17 +577,35 @@ int ctl_leader_show(struct ctl *c)
     return EXIT_DONE;
 }
 
+/* The voter that has the most of the log, the leader apart, among those that were heard of lately. 0: none. */
+static uint64_t next_leader(const struct raftdir_members *ms)
+{
+    const struct raftdir_member *best = NULL;
+    for (size_t i = 0; i < ms->n; i++) {
+        const struct raftdir_member *m = &ms->list[i];
+        if (m->id != ms->leader && m->role == RAFTDIR_VOTER && m->last_contact_ms >= 0 && m->last_contact_ms <= LIVE_MS &&
+            (!best || m->match_index > best->match_index))
+            best = m;
+    }
+    return best ? best->id : 0;
+}
+
 int ctl_leader_transfer(struct ctl *c)
 {
     uint64_t id = 0, leader;
     int rc = ctl_open(c);
     if (rc)
         return rc;
+    const struct raftdir_members *ms;
     if (c->args_n && (rc = find_member(c, c->args[0], &id, &leader)))
         return rc;
+    /* To a certain member: sent again to the new leader, as happens when the answer of the old one is lost, "to another" would hand it back. */
+    if (!id && (rc = raftdir_members(c->d, &ms)) < 0)
+        return ctl_error_of(c, c->d, rc, NULL);
+    if (!id && !(id = next_leader(ms)))
+        return ctl_error(c, RAFTDIR_EUNAVAIL, "there is no other voter that could lead: `raftdirctl member list`");
     if ((rc = raftdir_leader_transfer(c->d, id)) < 0)
         return ctl_error_of(c, c->d, rc, NULL);
-    const struct raftdir_members *ms;
     uint64_t now = 0;
     if (raftdir_members(c->d, &ms) == 0)
         now = ms->leader;
