@@ -42,7 +42,7 @@ struct ctl_options {
     const char *via;
     bool promote;
     /* import, export */
-    const char *format, *output, *on_error;
+    const char *format, *output, *on_error, *local_server;
     bool dry_run, resume, exact;
     unsigned batch, window;
 };

@@ -1,8 +1,12 @@
-/* ctl_export.c - `raftdirctl export`: the directory as Cyrus' `ctl_mboxlist -u` takes it. A file appears under its name only when it is whole. */
+/* ctl_export.c - `raftdirctl export`: the directory as Cyrus' `ctl_mboxlist -u` takes it. A file appears under its name only when it is whole; a
+ * device or a pipe (-o /dev/null) is written to, not replaced.
+ *
+ * Known limit: an export that is interrupted leaves FILE.PID.tmp behind. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "ctl.h"
 #include "cyrus_export.h"
@@ -34,12 +38,12 @@ static void mailbox_of(Raftdir__Log__Mailbox *b, Raftdir__Log__Location *l, cons
 }
 
 struct outcome {
-    uint64_t written, unsayable;
+    uint64_t written, unsayable, dropped;
 };
 
 static int write_all(struct ctl *c, FILE *out, enum cyrus_format format, struct outcome *n)
 {
-    struct cyrus_export_options options = {.format = format, .exact = c->o.exact};
+    struct cyrus_export_options options = {.format = format, .exact = c->o.exact, .local_server = c->o.local_server};
     struct cyrus_export *x = NULL;
     struct err err = {0};
     struct raftdir_filter f;
@@ -78,9 +82,38 @@ static int write_all(struct ctl *c, FILE *out, enum cyrus_format format, struct 
         exit_code = ctl_error_of(c, c->d, rc, "the export is not complete");
     if (!exit_code && (rc = cyrus_export_finish(x, &err)) < 0)
         exit_code = ctl_error(c, rc, "%s", err.text);
+    if (x)
+        n->dropped = cyrus_export_dropped(x);
     cyrus_export_close(&x);
     raftdir_list_close(&l);
     return exit_code;
+}
+
+/* Where the export is written: a file beside `path` (*temporary_r, given, and *target_r, given, that it is to replace), or what `path` is itself when that
+ * is no file. */
+static int open_output(struct ctl *c, const char *path, FILE **out_r, char **temporary_r, char **target_r)
+{
+    struct stat st;
+    bool there = stat(path, &st) == 0;
+    *temporary_r = *target_r = NULL;
+    if (there && !S_ISREG(st.st_mode)) {
+        if (!S_ISDIR(st.st_mode) && (*out_r = fopen(path, "w")))
+            return 0;
+        return ctl_error(c, RAFTDIR_EIO, "%s: %s", path, strerror(S_ISDIR(st.st_mode) ? EISDIR : errno));
+    }
+    if (!(*target_r = there ? realpath(path, NULL) : strdup(path)) || asprintf(temporary_r, "%s.%ld.tmp", *target_r, (long)getpid()) < 0) {
+        *temporary_r = NULL;
+        return ctl_error(c, RAFTDIR_ENOMEM, "out of memory");
+    }
+    if (!(*out_r = fopen(*temporary_r, "wx")))
+        return ctl_error(c, RAFTDIR_EIO, "%s: %s", *temporary_r, strerror(errno));
+    if (there && fchmod(fileno(*out_r), st.st_mode & 07777) < 0) {
+        int e = errno;
+        fclose(*out_r);
+        unlink(*temporary_r);
+        return ctl_error(c, RAFTDIR_EIO, "%s: %s", *temporary_r, strerror(e));
+    }
+    return 0;
 }
 
 int ctl_export(struct ctl *c)
@@ -97,36 +130,36 @@ int ctl_export(struct ctl *c)
     if (exit_code)
         return exit_code;
     FILE *out = stdout;
-    char *temporary = NULL;
-    if (path) {
-        if (asprintf(&temporary, "%s.%ld.tmp", path, (long)getpid()) < 0)
-            return ctl_error(c, RAFTDIR_ENOMEM, "out of memory");
-        if (!(out = fopen(temporary, "wx"))) {
-            exit_code = ctl_error(c, RAFTDIR_EIO, "%s: %s", temporary, strerror(errno));
-            free(temporary);
-            return exit_code;
-        }
+    char *temporary = NULL, *target = NULL;
+    if (path && (exit_code = open_output(c, path, &out, &temporary, &target))) {
+        free(temporary);
+        free(target);
+        return exit_code;
     }
     struct outcome n = {0};
     exit_code = write_all(c, out, format, &n);
     if (path) {
-        bool written = !fflush(out) && !fsync(fileno(out));
+        bool written = !fflush(out) && (!temporary || !fsync(fileno(out)));
         written = !fclose(out) && written;
-        if (!exit_code && (!written || rename(temporary, path) < 0))
+        if (!exit_code && (!written || (temporary && rename(temporary, target) < 0)))
             exit_code = ctl_error(c, RAFTDIR_EIO, "%s: %s", path, strerror(errno));
-        if (exit_code)
+        if (exit_code && temporary)
             unlink(temporary);
         free(temporary);
+        free(target);
     }
     if (exit_code)
         return exit_code;
     if (c->o.json)
-        ctl_json_print(json_pack("{s:I,s:I,s:s}", "written", (json_int_t)n.written, "left_out", (json_int_t)n.unsayable, "file", path));
-    else if (path || n.unsayable) {
+        ctl_json_print(json_pack("{s:I,s:I,s:I,s:o}", "written", (json_int_t)n.written, "left_out", (json_int_t)n.unsayable, "shortened",
+                                 (json_int_t)n.dropped, "file", ctl_string(path)));
+    else if (path || n.unsayable || n.dropped) {
         char count[32];
         ctl_count(n.written, count, sizeof count);
         fprintf(stderr, "%s mailboxes written\n", count);
     }
+    if (n.dropped && !c->o.json)
+        fprintf(stderr, "%" PRIu64 " mailboxes were written without their jmapid or name history: the text form has no place for them, --format json has\n", n.dropped);
     if (n.unsayable) {
         fprintf(stderr, "raftdirctl: %" PRIu64 " mailboxes can't be said in this format and were left out\n", n.unsayable);
         return EXIT_BAD_DATA;

@@ -2,6 +2,7 @@
  *
  * Options may stand anywhere. One table has all of them; each command says which it takes, so that one that does nothing is an error. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -54,9 +55,10 @@ const struct ctl_command ctl_commands[] = {
     {"import", ctl_import, 1, 1, "FILE|-", "take over what `ctl_mboxlist -d` wrote", "server,format,on-error,dry-run,resume,batch,window",
      "  JSON of Cyrus 3.6 and later or the older text form, gzipped or not. --server NAME: for a backend's dump, which names no servers.\n"
      "  May be repeated: what is there already stays as it is. --on-error abort (default skip): stop at a malformed record.\n"
-     "  --resume: go on behind the last record of an import of the same file that was stopped. Exit code 5 when a malformed record was skipped.\n"},
-    {"export", ctl_export, 0, 0, "", "write what `ctl_mboxlist -u` takes", "format,exact,output,prefix,pattern,server,partition",
-     "  --format json (default) or legacy (for `ctl_mboxlist -u -L`). Cyrus needs a uniqueid: one is made up where there is none, unless --exact.\n"},
+     "  --resume: compare with what is there first, and send only what differs. Exit code 5 when a malformed record was skipped.\n"},
+    {"export", ctl_export, 0, 0, "", "write what `ctl_mboxlist -u` takes", "format,exact,output,prefix,pattern,server,partition,local-server",
+     "  --format json (default) or legacy (for `ctl_mboxlist -u -L`). Cyrus needs a uniqueid: one is made up where there is none, unless --exact.\n"
+     "  --local-server NAME: mailboxes there are written without a server, as that backend's own dump has them.\n"},
     {"verify", ctl_verify, 0, 0, "", "every node re-reads and compares everything", "", "  Exit code 6 when a node finds a problem or nodes differ.\n"},
     {"barrier", ctl_barrier, 0, 1, "[INDEX]", "wait until the node has what is done by now, or INDEX", "", NULL},
     {NULL, NULL, 0, 0, NULL, NULL, NULL, NULL}};
@@ -109,6 +111,7 @@ enum {
     OPT_DRY_RUN,
     OPT_RESUME,
     OPT_EXACT,
+    OPT_LOCAL_SERVER,
     OPT_BATCH,
     OPT_WINDOW
 };
@@ -162,6 +165,7 @@ static const struct option options[] = {{"endpoint", required_argument, NULL, 'e
                                         {"dry-run", no_argument, NULL, OPT_DRY_RUN},
                                         {"resume", no_argument, NULL, OPT_RESUME},
                                         {"exact", no_argument, NULL, OPT_EXACT},
+                                        {"local-server", required_argument, NULL, OPT_LOCAL_SERVER},
                                         {"batch", required_argument, NULL, OPT_BATCH},
                                         {"window", required_argument, NULL, OPT_WINDOW},
                                         {NULL, 0, NULL, 0}};
@@ -311,8 +315,7 @@ static int unknown_command(struct ctl *c)
     for (const struct ctl_command *k = ctl_commands; k->words; k++) {
         size_t len = strlen(c->args[0]);
         if (!strncmp(k->words, c->args[0], len) && k->words[len] == ' ') {
-            if (c->args_n < 2)
-                snprintf(following + strlen(following), sizeof following - strlen(following), "%s%s", *following ? ", " : "", k->words + len + 1);
+            snprintf(following + strlen(following), sizeof following - strlen(following), "%s%s", *following ? ", " : "", k->words + len + 1);
         }
         unsigned d = distance(given, k->words), d1 = strchr(k->words, ' ') ? 99 : distance(c->args[0], k->words);
         if (least(d, d1) < best_d) {
@@ -326,8 +329,13 @@ static int unknown_command(struct ctl *c)
             best = k->words;
         }
     }
-    if (*following)
+    if (*following) {
+        size_t len = strlen(c->args[0]);
+        const char *second = c->args_n > 1 && best && !strncmp(best, c->args[0], len) ? strchr(best, ' ') : NULL;
+        if (second && distance(c->args[1], second + 1) <= 1 + strlen(second + 1) / 3)
+            return ctl_usage_error(c, "no command \"%s\"; did you mean \"%s\"?", given, best);
         return ctl_usage_error(c, "\"%s\" wants one of: %s", c->args[0], following);
+    }
     if (best && best_d <= 1 + strlen(best) / 3)
         return ctl_usage_error(c, "no command \"%s\"; did you mean \"%s\"?", given, best);
     return ctl_usage_error(c, "no command \"%s\"", given);
@@ -465,6 +473,7 @@ static int take_option(struct ctl *c, int o, const char *arg)
     case OPT_DRY_RUN: x->dry_run = true; break;
     case OPT_RESUME: x->resume = true; break;
     case OPT_EXACT: x->exact = true; break;
+    case OPT_LOCAL_SERVER: x->local_server = arg; break;
     case OPT_BATCH:
         if (n < 1 || n > 4096)
             return ctl_usage_error(c, "--batch is 1 to 4096");
@@ -513,7 +522,7 @@ static int run(struct ctl *c, int argc, char **argv)
                 return ctl_usage_error(c, "%s wants a value", word);
             for (int i = 1; optopt && optopt < 256 && i < optind; i++)
                 if (!strcmp(argv[i], "setacl"))
-                    return ctl_usage_error(c, "no option -%c; rights that begin with \"-\" need \"--\" before them: setacl NAME IDENTIFIER -- -lr", optopt);
+                    return ctl_usage_error(c, "no option -%c; what begins with \"-\" needs \"--\" before it: setacl NAME IDENTIFIER -- -lr, setacl NAME -- -IDENTIFIER lr", optopt);
             if (optopt && optopt < 256)
                 return ctl_usage_error(c, "no option -%c", optopt);
             const char *best = NULL;
@@ -566,18 +575,37 @@ static int run(struct ctl *c, int argc, char **argv)
         return ctl_usage_error(c, "%s is missing", c->args_n ? "an argument" : c->command->args);
     if (c->args_n > c->command->args_max)
         return ctl_usage_error(c, "one argument too many: \"%s\"", c->args[c->command->args_max]);
+    /* A variable of a script that is empty. An empty ACL, or empty rights, are meant. */
+    int may_be_empty = c->command->run == ctl_setacl ? c->args_n - 1 : c->args_n;
+    for (int i = 0; i < may_be_empty; i++)
+        if (!*c->args[i])
+            return ctl_usage_error(c, "argument %d is empty", i + 1);
     return c->command->run(c);
+}
+
+/* Whoever starts us with standard output or error closed must not find our text in the first socket or file that we open: it would get their number. */
+static void reserve_standard_streams(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDONLY); /* writing to it fails, so that lost output is told */
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO)
+        close(fd);
 }
 
 int main(int argc, char **argv)
 {
     struct ctl c = {0};
+    reserve_standard_streams();
     signal(SIGPIPE, SIG_DFL); /* `raftdirctl list | head` just ends */
     int rc = run(&c, argc, argv);
     raftdir_close(&c.d);
     free(c.o.endpoints);
+    errno = 0;
     if (fflush(stdout) == EOF || ferror(stdout)) {
-        fprintf(stderr, "raftdirctl: writing the output: %s\n", strerror(errno));
+        /* When an earlier write failed, its reason is gone. */
+        fprintf(stderr, "raftdirctl: the output is not whole: %s\n", errno ? strerror(errno) : "it could not be written");
         return rc ? rc : EXIT_INTERNAL;
     }
     return rc;
