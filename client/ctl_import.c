@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 #include "ctl.h"
@@ -42,7 +43,7 @@ struct import {
     struct print *there;
     size_t there_n, there_size;
     /* counts */
-    uint64_t read, written, unchanged, malformed, reserved, tombstones, intermediates;
+    uint64_t read, written, unchanged, malformed, serverless, reserved, tombstones, intermediates;
     int fatal;            /* code that stops the import */
     char fatal_text[512];
     json_t *bad;          /* malformed records, for --json */
@@ -370,6 +371,7 @@ static int read_dump(struct import *im, const char *path, enum cyrus_format form
             im->intermediates++;
             break;
         case CYRUS_MALFORMED:
+            im->serverless += strstr(r.err.text, "no server") != NULL;
             malformed(im, r.line, r.name, r.err.text);
             break;
         }
@@ -444,11 +446,14 @@ static int report(struct import *im, uint64_t spent_ms)
     fflush(stdout);
     if (im->fatal) {
         int code = ctl_error(c, im->fatal, "stopped after %" PRIu64 " records: %s", im->read, im->fatal_text);
-        fputs("  What is counted above is done. Run the same import again with --resume when that is mended.\n", stderr);
+        if (!c->o.dry_run)
+            fputs("  What is counted above is done. Run the same import again with --resume when that is mended.\n", stderr);
         return data_fault ? EXIT_BAD_DATA : code;
     }
-    if (im->malformed && !done && !c->o.server)
+    if (im->serverless && !c->o.server)
         fputs("  A backend's dump names no servers: say which it is from with --server NAME.\n", stderr);
+    else if (im->malformed && im->malformed == im->read)
+        fputs("  Nothing in it is a mailbox: is this what `ctl_mboxlist -d` wrote?\n", stderr);
     if (im->stop)
         fputs("raftdirctl: stopped at the first malformed record, as --on-error abort says; what came before it is done\n", stderr);
     return exit_code;
@@ -466,8 +471,11 @@ int ctl_import(struct ctl *c)
         return ctl_usage_error(c, "--format is json, legacy or auto");
     if (c->o.on_error && strcmp(c->o.on_error, "skip") && strcmp(c->o.on_error, "abort"))
         return ctl_usage_error(c, "--on-error is skip or abort");
-    if (strcmp(c->args[0], "-") && access(c->args[0], R_OK) < 0)
+    struct stat st;
+    if (strcmp(c->args[0], "-") && (access(c->args[0], R_OK) < 0 || stat(c->args[0], &st) < 0))
         return ctl_usage_error(c, "%s: %s", c->args[0], strerror(errno));
+    if (strcmp(c->args[0], "-") && S_ISDIR(st.st_mode))
+        return ctl_usage_error(c, "%s: %s", c->args[0], strerror(EISDIR));
     if (!c->o.window)
         c->o.window = WINDOW_DEFAULT_BATCHES;
     im.batch_n = c->o.batch ? c->o.batch : BATCH_DEFAULT;

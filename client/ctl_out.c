@@ -65,9 +65,18 @@ struct ctl_table *table_begin(struct ctl *c, const char *titles)
     return t;
 }
 
+/* Columns on a terminal: characters, of UTF-8. */
+static int width_of(const char *text)
+{
+    int n = 0;
+    for (; *text; text++)
+        n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}
+
 static void print_cell(struct ctl_table *t, unsigned column, const char *text, enum ctl_color color)
 {
-    int pad = t->width[column] - (int)strlen(text);
+    int pad = t->width[column] - width_of(text);
     bool last = column + 1 == t->columns;
     if (t->right[column])
         printf("%*s", pad, "");
@@ -80,7 +89,7 @@ static void print_cell(struct ctl_table *t, unsigned column, const char *text, e
 static void flush_rows(struct ctl_table *t)
 {
     for (size_t i = 0; i < t->n; i++) {
-        int len = (int)strlen(t->cells[i].text);
+        int len = width_of(t->cells[i].text);
         if (len > t->width[i % t->columns])
             t->width[i % t->columns] = len;
     }
@@ -359,7 +368,7 @@ void progress_tell(struct progress *p, uint64_t position, uint64_t done)
         snprintf(bar, sizeof bar, "[%.*s%.*s] ", filled, "####################", 20 - filled, "....................");
         if (share > 0.01 && spent > 1000) {
             char age[32];
-            ctl_age((uint64_t)((double)spent * (1 - share) / share) / 1000 * 1000, age, sizeof age);
+            ctl_age((uint64_t)((double)spent * (1 - share) / share) / 1000 * 1000 + 1000, age, sizeof age); /* rounded up: never "0 ms" */
             snprintf(left, sizeof left, "  %s left", age);
         }
     }

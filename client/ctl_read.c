@@ -41,6 +41,25 @@ static void tell_age(struct ctl *c)
     }
 }
 
+/* "Not there" is an answer like others: it may be an old one, at level local, and then that must be seen too. */
+static int not_there(struct ctl *c, int rc, const char *name)
+{
+    if (rc != RAFTDIR_ENOTFOUND)
+        return ctl_error_of(c, c->d, rc, name);
+    if (c->o.json) {
+        json_t *o = json_object();
+        json_object_set_new(o, "error", ctl_error_json(rc, raftdir_message(c->d)));
+        json_object_set_new(o, "answer", ctl_answer_json(c->d));
+        ctl_json_print(o);
+        return ctl_exit_code(rc);
+    }
+    rc = ctl_error_of(c, c->d, rc, name);
+    if (strchr(name, '@') && !c->o.by_user && !c->o.by_uniqueid)
+        fputs("  a name is in Cyrus' internal form (example.org!user.anna); for the INBOX of a user: `raftdirctl lookup --user USER`\n", stderr);
+    tell_age(c);
+    return rc;
+}
+
 int ctl_lookup(struct ctl *c)
 {
     if (c->o.by_uniqueid && c->o.by_user)
@@ -60,10 +79,12 @@ int ctl_lookup(struct ctl *c)
                 json_t *o = json_object();
                 json_object_set_new(o, "name", ctl_string(c->args[i]));
                 json_object_set_new(o, "error", ctl_error_json(rc, raftdir_message(c->d)));
+                if (rc == RAFTDIR_ENOTFOUND)
+                    json_object_set_new(o, "answer", ctl_answer_json(c->d));
                 json_array_append_new(list, o);
                 code = ctl_exit_code(rc);
             } else
-                code = ctl_error_of(c, c->d, rc, c->args[i]);
+                code = not_there(c, rc, c->args[i]);
             if (code > exit_code)
                 exit_code = code;
             continue;
@@ -205,7 +226,7 @@ int ctl_rights(struct ctl *c)
     if (!rc) {
         rc = raftdir_my_rights(c->d, c->args[0], c->args[1], groups, n, &m);
         if (rc < 0)
-            rc = ctl_error_of(c, c->d, rc, c->args[0]);
+            rc = not_there(c, rc, c->args[0]);
         else if (c->o.json) {
             json_t *o = json_object();
             json_object_set_new(o, "name", ctl_string(m->name));

@@ -208,7 +208,7 @@ int ctl_verify(struct ctl *c)
         else
             table_cell(t, COLOR_NONE, n > 1 ? "no index in common with another node" : "alone");
     }
-    exit_code = bad ? EXIT_INTERNAL : good == n && n ? EXIT_DONE : EXIT_UNKNOWN;
+    exit_code = bad ? EXIT_INTERNAL : good == n && n ? EXIT_DONE : good ? EXIT_UNKNOWN : ctl_exit_code(n ? nodes[0].code : RAFTDIR_EUNAVAIL);
     if (t) {
         table_end(&t);
         fflush(stdout);

@@ -5,6 +5,14 @@
 #include <unistd.h>
 #include "ctl.h"
 
+/* NAME and LOCATION the other way round: "be1!p1 user.anna" would be the mailbox p1 of a domain be1, at a server user.anna. */
+static bool swapped(const char *name, const char *location)
+{
+    const char *in_domain = strstr(location, "!user."), *name_in_domain = strchr(name, '!');
+    return (!strncmp(location, "user.", 5) || in_domain) && strncmp(name_in_domain ? name_in_domain + 1 : name, "user.", 5) != 0 &&
+           strncmp(name, "DELETED.", 8) != 0;
+}
+
 int ctl_location(struct ctl *c, const char *text, char **server_r, const char **partition_r)
 {
     *server_r = strdup(text);
@@ -14,21 +22,28 @@ int ctl_location(struct ctl *c, const char *text, char **server_r, const char **
     if (bang)
         *bang = '\0';
     *partition_r = bang ? bang + 1 : "";
-    if (**server_r)
+    if (**server_r && !swapped(c->args[0], text))
         return 0;
+    if (**server_r) {
+        free(*server_r);
+        *server_r = NULL;
+        return ctl_usage_error(c, "\"%s\" looks like a mailbox and \"%s\" like its location: the name comes first (`raftdirctl batch` if that is meant)", text,
+                               c->args[0]);
+    }
     free(*server_r);
     *server_r = NULL;
     return ctl_usage_error(c, "\"%s\" is no location: want SERVER!PARTITION", text);
 }
 
-/* "anna lrs bob lr" or with tabs: the form that is stored. Given; NULL without memory. */
+/* "anna lrs bob lr", or with tabs (then an identifier may have spaces): the form that is stored. Given; NULL without memory. */
 static char *acl_of(const char *text)
 {
+    const char *between = strchr(text, '\t') ? "\t" : " ";
     char *acl = malloc(strlen(text) + 2), *p = acl;
     if (!acl)
         return NULL;
-    for (text += strspn(text, " \t"); *text; text += strspn(text, " \t")) {
-        size_t n = strcspn(text, " \t");
+    for (text += strspn(text, between); *text; text += strspn(text, between)) {
+        size_t n = strcspn(text, between);
         memcpy(p, text, n);
         p += n;
         *p++ = '\t';
@@ -68,6 +83,10 @@ static int finish(struct ctl *c, raftdir_batch *b, int rc, const char *what)
     int exit_code;
     if (!b)
         return ctl_error(c, RAFTDIR_ENOMEM, "out of memory");
+    if (c->o.if_absent && (c->o.if_present || c->o.if_generation)) {
+        raftdir_batch_destroy(&b);
+        return ctl_usage_error(c, "--if-absent and --if-%s exclude each other", c->o.if_present ? "present" : "generation");
+    }
     if (!rc && c->o.if_absent)
         rc = raftdir_batch_if(b, RAFTDIR_IF_ABSENT, 0, NULL);
     if (!rc && c->o.if_present)
@@ -216,7 +235,7 @@ static int confirm_subtree(struct ctl *c)
     const size_t root = strlen(c->args[0]);
     raftdir_filter_init(&f);
     f.prefix = c->args[0];
-    int rc = ctl_open(c);
+    int rc = ctl_open_read(c); /* what is shown must not be older than what is deleted */
     if (rc)
         return rc;
     if ((rc = raftdir_list_open(c->d, &f, &l)) < 0)
@@ -226,6 +245,9 @@ static int confirm_subtree(struct ctl *c)
     raftdir_list_close(&l);
     if (rc < 0)
         return ctl_error_of(c, c->d, rc, NULL);
+    raftdir_close(&c->d);
+    if (!n)
+        return 0; /* the directory says why not */
     char count[32], answer[16];
     ctl_count(n, count, sizeof count);
     fprintf(stderr, "Delete %s and everything below it: %s mailbox%s. Sure? [y/N] ", c->args[0], count, n == 1 ? "" : "es");
@@ -233,7 +255,6 @@ static int confirm_subtree(struct ctl *c)
         fputs("Nothing was deleted.\n", stderr);
         return EXIT_NO;
     }
-    raftdir_close(&c->d);
     return 0;
 }
 
@@ -275,6 +296,14 @@ int ctl_setacl(struct ctl *c)
     if (c->args_n == 3)
         return finish(c, b, b ? raftdir_batch_add_setacl_one(b, c->args[0], c->args[1], c->args[2]) : RAFTDIR_ENOMEM, "ACL changed");
     char *acl = acl_of(c->args[1]);
+    unsigned parts = 0;
+    for (const char *p = acl; p && (p = strchr(p, '\t')); p++)
+        parts++;
+    if (parts % 2) {
+        free(acl);
+        raftdir_batch_destroy(&b);
+        return ctl_usage_error(c, "in the ACL \"%s\" an identifier has no rights; want \"anna lrs anyone lr\"", c->args[1]);
+    }
     int exit_code = finish(c, b, b && acl ? raftdir_batch_add_setacl(b, c->args[0], acl) : RAFTDIR_ENOMEM, "ACL changed");
     free(acl);
     return exit_code;
