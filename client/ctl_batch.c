@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "ctl.h"
+#include "raftdir/limits.h"
 
 #define BATCH_LINE_MAX (1u << 20)
 
@@ -168,7 +169,8 @@ static int read_batch(struct ctl *c, FILE *in, raftdir_batch *b, unsigned long *
         else if ((key = unknown_key(o, &wrong_type)))
             exit_code = bad_line(c, n, wrong_type ? "\"%s\" has a value of the wrong type" : "no field is named \"%s\"", key);
         else if ((rc = add_operation(b, o, &why)) < 0)
-            exit_code = rc == RAFTDIR_EINVAL ? bad_line(c, n, "%s", why) : ctl_error(c, rc, "line %lu: the batch is over the limit of one request", n);
+            exit_code = rc == RAFTDIR_EINVAL ? bad_line(c, n, "%s", why) : ctl_error(c, rc, "line %lu: the batch is larger than one request can be (%d operations, %u KiB); nothing was changed: split it", n,
+                                                                                  REQUEST_OPS_MAX, REQUEST_LEN_MAX >> 10);
         else if (json_object_get(o, "if") && (rc = add_condition(b, json_object_get(o, "if"))) < 0)
             exit_code = rc == RAFTDIR_EINVAL ? bad_line(c, n, "%s", "\"if\" can't be read") : ctl_error(c, rc, "line %lu: the batch is over the limit", n);
         json_decref(o);

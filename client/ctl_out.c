@@ -372,10 +372,15 @@ void progress_tell(struct progress *p, uint64_t position, uint64_t done)
             snprintf(left, sizeof left, "  %s left", age);
         }
     }
+    char line[256];
+    struct winsize w;
     if (percent >= 0)
-        fprintf(stderr, "\r%s %s%3d%%  %s %s  %s/s%s\033[K", p->label, bar, percent, count, p->unit, rate, left);
+        snprintf(line, sizeof line, "%s %s%3d%%  %s %s  %s/s%s", p->label, bar, percent, count, p->unit, rate, left);
     else
-        fprintf(stderr, "\r%s  %s %s  %s/s\033[K", p->label, count, p->unit, rate);
+        snprintf(line, sizeof line, "%s  %s %s  %s/s", p->label, count, p->unit, rate);
+    /* A line that wraps can't be written over. */
+    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 1 ? w.ws_col - 1 : 79;
+    fprintf(stderr, "\r%.*s\033[K", columns, line);
     fflush(stderr);
 }
 
