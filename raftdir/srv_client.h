@@ -21,6 +21,7 @@
 
 #define SRV_TICK_MS 50            /* deadlines and progress are looked at this often */
 #define SRV_CHUNK_LEN (256u << 10) /* a chunk of rows ends beyond this */
+#define SRV_CHUNK_NS 5000000ull /* and beyond so many nanoseconds: long ACLs and many groups */
 #define SRV_CHUNK_TOUCHED 4096     /* and beyond so many rows touched: a filter may match none of millions */
 /* Three marks of what waits for a client. Streams stop at the lowest, so that they alone never keep Credit, Cancel and lookups from being read; at
  * CLIENT_OUT_LEN_MAX nothing more is read; at the highest the connection closes. Under the lowest (half of conn's limit: on_drain) all goes on. */

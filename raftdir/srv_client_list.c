@@ -109,7 +109,8 @@ static int chunk_read(struct request *r, struct srv_rows *rows, struct store_met
     struct store_counters before, now;
     store_scan_counters(r->scan, &before);
     now = before;
-    while (rc == 0 && rows->n < LIST_CHUNK_ROWS && rows->len < SRV_CHUNK_LEN && now.touched - before.touched < SRV_CHUNK_TOUCHED && r->credit) {
+    uint64_t until = uv_hrtime() + SRV_CHUNK_NS;
+    while (rc == 0 && (rows->n == 0 || uv_hrtime() < until) && rows->n < LIST_CHUNK_ROWS && rows->len < SRV_CHUNK_LEN && now.touched - before.touched < SRV_CHUNK_TOUCHED && r->credit) {
         struct store_mailbox m;
         acl_rights rights = 0;
         rc = store_scan_next(r->scan, r->service->txn, &m, r->visible ? &rights : NULL, err);
