@@ -280,7 +280,7 @@ int ctl_cluster_status(struct ctl *c)
     struct seen seen = {.n = 0};
     uint64_t cluster_id = 0, incarnation = 0, leader = 0, term = 0;
     char *failures = NULL, *errors = NULL;
-    size_t failures_len = 0, errors_len = 0, answered = 0, members_n = 0;
+    size_t failures_len = 0, errors_len = 0, errors_n = 0, not_asked = 0, answered = 0, members_n = 0;
     bool quorum = false;
     char identity[300] = "", role[32] = "";
     int last_error = RAFTDIR_EUNAVAIL;
@@ -289,6 +289,7 @@ int ctl_cluster_status(struct ctl *c)
         return ctl_error(c, RAFTDIR_ENOMEM, "out of memory");
     struct known_member {
         uint64_t id;
+        int role;
         char *name, *address;
     } known[64];
     const char *endpoint;
@@ -303,6 +304,7 @@ int ctl_cluster_status(struct ctl *c)
             json_object_set_new(o, "error", ctl_error_json(rc, raftdir_message(c->d)));
             json_array_append_new(unreachable, o);
             fprintf(err, "  %s\n", raftdir_message(c->d));
+            errors_n++;
             continue;
         }
         answered++;
@@ -337,6 +339,7 @@ int ctl_cluster_status(struct ctl *c)
             members = json_array();
             for (size_t k = 0; k < s->members_n && k < 64; k++) {
                 known[members_n].id = s->members[k].id;
+                known[members_n].role = s->members[k].role;
                 known[members_n].name = strdup(s->members[k].cert_name);
                 known[members_n++].address = strdup(s->members[k].address);
                 json_array_append_new(members, member_json(&s->members[k]));
@@ -351,8 +354,11 @@ int ctl_cluster_status(struct ctl *c)
             if (!is_seen(&seen, known[k].id)) {
                 table_cell(t, COLOR_NONE, "%s", known[k].name ? known[k].name : "");
                 table_cell(t, COLOR_NONE, "%" PRIu64, known[k].id);
-                table_cell(t, COLOR_BAD, "no answer");
-                for (int i = 0; i < 8; i++)
+                /* Where every endpoint that we know has answered, this one's isn't known: that is no fault of the node. */
+                table_cell(t, errors_n ? COLOR_BAD : COLOR_DIM, errors_n ? "no answer" : "not asked");
+                not_asked += !errors_n;
+                table_cell(t, COLOR_NONE, "%s", role_name(known[k].role));
+                for (int i = 0; i < 7; i++)
                     table_cell(t, COLOR_NONE, "-");
                 table_cell(t, COLOR_DIM, "peer %s", known[k].address ? known[k].address : "");
             }
@@ -388,6 +394,9 @@ int ctl_cluster_status(struct ctl *c)
         fflush(stdout);
         if (errors_len)
             fprintf(stderr, "%sNot reached:%s\n%s", ctl_paint(c->color_err, COLOR_WARN), ctl_paint(c->color_err, COLOR_NONE), errors);
+        if (not_asked)
+            fprintf(stderr, "%zu of the members %s not asked: that takes --ca, --cert and --key (RAFTDIR_CA, RAFTDIR_CERT, RAFTDIR_KEY), or their sockets with -e.\n",
+                    not_asked, not_asked == 1 ? "was" : "were");
         if (failures_len)
             fprintf(stderr, "%sFaults:%s\n%s", ctl_paint(c->color_err, COLOR_BAD), ctl_paint(c->color_err, COLOR_NONE), failures);
         if (answered && !cluster_id)

@@ -130,7 +130,8 @@ int ctl_error(struct ctl *c, int code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    const char *next = strstr(text, "`raftdirctl") ? NULL : hint(code); /* what is said already needs no more */
+    /* What is said already needs no more; least of all "bootstrap" for a node that was removed. */
+    const char *next = strstr(text, "`raftdirctl") || strstr(text, "data_dir") || strstr(text, "data directory") ? NULL : hint(code);
     if (c->o.json) {
         json_t *o = json_object(), *e = ctl_error_json(code, text);
         if (next)
