@@ -332,7 +332,7 @@ int main(int argc, char **argv)
             usage(stdout);
             return EXIT_ORDERLY;
         } else if (strcmp(argv[i], "-f") != 0) {
-            fprintf(stderr, "raftdird: unknown argument \"%s\"\n", argv[i]);
+            fprintf(stderr, strcmp(argv[i], "-c") == 0 ? "raftdird: %s needs a FILE\n" : "raftdird: unknown argument \"%s\"\n", argv[i]);
             usage(stderr);
             return EXIT_CONFIG;
         }
