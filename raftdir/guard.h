@@ -45,6 +45,7 @@ enum guard_bit {
     GUARD_NONMEMBER = 1 << 16,        /* frames of non-members are dropped, as far as liveness allows: the rule is in guard_receive.c */
     GUARD_CHANGE_STORED = 1 << 17,    /* a CHANGE leaves the leader only after it has stored it itself */
     GUARD_CATCH_UP_IDLE = 1 << 18,    /* the catch-up of a server that holds everything ends in an idle cluster as well */
+    GUARD_SILENT_LEADER = 1 << 19,    /* a leader that is silent for the election timeout is no reason to refuse a vote */
 };
 
 struct guard;

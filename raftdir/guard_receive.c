@@ -186,21 +186,25 @@ static void defuse_late_rejection(struct guard *g, raft_id from, struct raft_app
 
 /* --- Votes -------------------------------------------------------------------------------------------------------------------- */
 
-/* The core refuses to vote if its own configuration says that it is no voter, and as such never forgets its leader. But the candidate's newer
- * configuration may count on this vote. (Dissertation section 4.2.3: votes are granted whatever the configuration says.) */
+/* The core refuses to vote if its own configuration says that it is no voter. But the candidate's newer configuration may count on this vote.
+ * (Dissertation section 4.2.3: votes are granted whatever the configuration says.)
+ *
+ * And it refuses while it remembers a leader, which is until its own timer fires, up to two election timeouts after the last sign of life; a
+ * non-voter has no timer and never forgets. Section 4.2.3 says "within the minimum election timeout of hearing from a current leader": so after that a silent
+ * leader is forgotten, and the first candidate after a leader's death wins, not the second. */
 static int receive_request_vote(struct guard *g, raft_time now, struct raft_message *m, struct err *err)
 {
     struct raft *r = &g->raft;
     struct raft_server *self = NULL;
     struct guard_step s;
     int role = RAFT_VOTER;
+    if (guard_on(g, GUARD_SILENT_LEADER) && r->state == RAFT_FOLLOWER && now - g->leader_contact >= r->election_timeout)
+        r->follower_state.current_leader.id = 0;
     if (guard_on(g, GUARD_NONVOTER_VOTE)) {
         self = (struct raft_server *)(uintptr_t)guard_server(&r->configuration, r->id);
         if (self && self->role != RAFT_VOTER) {
             role = self->role;
             self->role = RAFT_VOTER;
-            if (r->state == RAFT_FOLLOWER && now - g->leader_contact >= r->election_timeout)
-                r->follower_state.current_leader.id = 0;
         } else {
             self = NULL;
         }

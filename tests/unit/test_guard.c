@@ -605,6 +605,49 @@ static bool catch_up_never_ends(unsigned off)
     return bad;
 }
 
+/* --- 19: a silent leader ------------------------------------------------------------------------------------------------------------------- */
+
+/* 2 and 3 have heard leader 1 for the last time, at the same moment. The first of them whose timer fires gets the other's vote at once; before the
+ * election timeout has passed nobody does. */
+static bool silent_leader(unsigned off)
+{
+    struct peer *peers[2] = {peer_boot1(2, off, 5, "1v 2v 3v"), peer_boot1(3, off, 5, "1v 2v 3v")};
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ(peer_append(peers[i], 1, 5, 1, 1, 1, NULL, 0), 0);
+    raft_time heard = now;
+    int first = raft_timeout(peers[0]->r) < raft_timeout(peers[1]->r) ? 0 : 1;
+    struct peer *p = peers[first], *q = peers[1 - first];
+    CHECK(raft_timeout(p->r) < raft_timeout(q->r));
+    out_clear(p);
+    out_clear(q);
+    struct raft_message m;
+    memset(&m, 0, sizeof m);
+    m.type = RAFT_REQUEST_VOTE;
+    m.request_vote.term = 6;
+    m.request_vote.candidate_id = p->id;
+    m.request_vote.last_log_index = last_index(p);
+    m.request_vote.last_log_term = 1;
+    m.request_vote.pre_vote = true;
+    now = heard + ELECTION_MS - 1;
+    CHECK_EQ(peer_receive(q, p->id, m), 0);
+    const struct raft_message *answer = waiting(q, RAFT_REQUEST_VOTE_RESULT, p->id);
+    CHECK(answer && !answer->request_vote_result.vote_granted);
+    out_clear(q);
+    now = raft_timeout(p->r);
+    CHECK(now >= heard + ELECTION_MS);
+    peer_timeout(p);
+    CHECK(pass(p, q, RAFT_REQUEST_VOTE)); /* pre-vote */
+    CHECK(pass(q, p, RAFT_REQUEST_VOTE_RESULT));
+    bool bad = !pass(p, q, RAFT_REQUEST_VOTE);
+    if (!bad) {
+        CHECK(pass(q, p, RAFT_REQUEST_VOTE_RESULT));
+        CHECK(leads(p));
+    }
+    peer_free(peers[0]);
+    peer_free(peers[1]);
+    return bad;
+}
+
 static struct guard_case cases[] = {
     {"stale_append", GUARD_STALE_RESULT, stale_append},
     {"stale_image", GUARD_STALE_RESULT, stale_image},
@@ -630,6 +673,7 @@ static struct guard_case cases[] = {
     {"stranger_disrupts", GUARD_NONMEMBER, stranger_disrupts},
     {"change_lost_by_leader", GUARD_CHANGE_STORED, change_lost_by_leader},
     {"catch_up_never_ends", GUARD_CATCH_UP_IDLE, catch_up_never_ends},
+    {"silent_leader", GUARD_SILENT_LEADER, silent_leader},
 };
 #define CASES_N (sizeof cases / sizeof cases[0])
 
