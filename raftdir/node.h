@@ -7,7 +7,8 @@
  * AppendEntries -> node_log_written -> commit -> apply -> node_applied -> write_done here or ForwardResult to the node that took it.
  * Failures: a changed leader: each node sends its pending writes to the new one at once (the op id makes it exactly-once); no leader: they wait,
  * and end at their deadline, with RAFTDIR_ENOQUORUM if they were never sent anywhere, else RAFTDIR_EUNCERTAIN.
- * An I/O error from meta_write, log_write or apply: the node fails (io.failed) and does nothing more. */
+ * An I/O error from meta_write, log_write or apply: the node fails (io.failed) and does nothing more. So does a node that hears from its leader that it has lost
+ * entries which it had acknowledged. */
 #ifndef RAFTDIR_NODE_H
 #define RAFTDIR_NODE_H
 #include <stdbool.h>

@@ -191,6 +191,9 @@ void node_reads_freshness(struct node *n, uint64_t from, const Raftdir__Peer__Fr
     body.commit_index = n->commit;
     body.leader_age_ms = age;
     body.log_time_ms = node_log_time(n);
+    raft_index match = 0;
+    body.has_match_index = raft_match_index(n->raft, from, &match) == 0;
+    body.match_index = match;
     node_frame_send(n, &f);
 }
 
@@ -198,6 +201,16 @@ void node_reads_freshness_ack(struct node *n, uint64_t from, const Raftdir__Peer
 {
     if (from != n->leader || a->term != n->term || a->seq > n->freshness_seq || a->seq + PROBE_RING <= n->freshness_seq)
         return;
+    /* Acknowledged in this very term, and a leader's log only grows in its term: a log that ends below it was put back from a copy, or its disk lost what it
+     * had synced. The core of the leader takes our rejections for late ones and would wait for ever; worse, our vote would count. */
+    if (a->has_match_index && a->match_index > n->log_first + n->log_n - 1) {
+        err_set(&n->err, RAFTDIR_ECORRUPT,
+                "this node has acknowledged entry %llu to its leader, but its log ends at %llu: its data_dir was put back from a copy, or its disk lost what it had synced. "
+                "Remove this member and join it anew with an empty data_dir",
+                (unsigned long long)a->match_index, (unsigned long long)(n->log_first + n->log_n - 1));
+        node_fail(n, RAFTDIR_ECORRUPT, n->err.text);
+        return;
+    }
     uint64_t sent = n->freshness_sent[a->seq % PROBE_RING];
     node_log_time_seen(n, a->log_time_ms);
     fresh_note(n, sent > a->leader_age_ms ? sent - a->leader_age_ms : 0, a->commit_index);

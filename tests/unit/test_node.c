@@ -781,6 +781,32 @@ static void a_change_in_the_log_is_uncertain(void **state)
     assert_int_equal(x.members, 4); /* it happened */
 }
 
+/* A data directory put back from a copy: what the node had acknowledged is not in it. It must not vote on, nor wait for ever. */
+static void a_log_put_back_is_noticed(void **state)
+{
+    (void)state;
+    struct write x;
+    struct node_status s;
+    three();
+    int l = leader(), f = l % 3 + 1;
+    write_start(&x, l, 1, 1000);
+    run(W.now + 200);
+    assert_int_equal(x.code, 0);
+    uint64_t term = W.nodes[f].term, vote = W.nodes[f].vote;
+    node_destroy(&W.nodes[f].node);
+    node_make((uint64_t)f, 3); /* the first entry is all that it has */
+    W.nodes[f].term = term;
+    W.nodes[f].vote = vote;
+    run(W.now + 600);
+    assert_int_equal(W.nodes[f].failed, RAFTDIR_ECORRUPT);
+    node_status_get(W.nodes[f].node, W.now, &s);
+    assert_int_equal(s.state, NODE_FAILED);
+    assert_int_equal(leader(), l);
+    write_start(&x, l, 2, 1000);
+    run(W.now + 200);
+    assert_int_equal(x.code, 0);
+}
+
 static void garbage_is_dropped(void **state)
 {
     (void)state;
@@ -820,7 +846,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
         T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
-        T(a_removal_keeps_a_quorum), T(garbage_is_dropped), T(addresses),
+        T(a_removal_keeps_a_quorum), T(a_log_put_back_is_noticed), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
 }
