@@ -83,6 +83,7 @@ struct member {
     Raftdir__Cluster__MemberRequest *request; /* own copy */
     enum member_state state;
     uint64_t deadline_ms, since_ms, sent_ms, sent_term;
+    uint64_t asked_leader; /* who led when it was first sent on */
     uint64_t id;           /* the server that it is about */
     uint64_t index, term;  /* of the proposed CHANGE */
     uint8_t *result;       /* packed MemberResult, when ended */

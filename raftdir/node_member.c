@@ -345,6 +345,8 @@ static void member_forward(struct node *n, struct member *m)
     body.corr = m->corr;
     body.request = m->request;
     m->state = MEMBER_FORWARDED;
+    if (!m->asked_leader)
+        m->asked_leader = n->leader;
     m->maybe = m->request->op_case != RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_LIST;
     m->sent_ms = n->now;
     m->sent_term = n->term;
@@ -382,6 +384,12 @@ static void member_step(struct node *n, struct member *m)
     if (m->request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_LIST && !leads && !n->leader) {
         if (n->now - m->since_ms >= NO_QUORUM_AFTER_MS)
             member_end_code(n, m, RAFTDIR_ENOQUORUM, "no leader: the cluster has no quorum");
+        return;
+    }
+    /* The old leader forgets who asked when it hands over; asking the new one again would hand leadership back. */
+    if (m->request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER && m->asked_leader && n->leader && n->leader != m->asked_leader &&
+        (m->request->transfer == 0 || m->request->transfer == n->leader)) {
+        member_end_list(n, m, n->leader);
         return;
     }
     if (!leads) {

@@ -728,6 +728,29 @@ static void a_cluster_grows_moves_and_shrinks(void **state)
     assert_int_equal(w.code, 0);
 }
 
+/* Asked at a follower: leadership moves once, not back again, and the answer names who has it. */
+static void a_transfer_moves_once(void **state)
+{
+    (void)state;
+    struct change x;
+    struct node_status before, after;
+    Raftdir__Cluster__MemberRequest q = RAFTDIR__CLUSTER__MEMBER_REQUEST__INIT;
+    three();
+    q.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER;
+    for (int i = 0; i < 6; i++) {
+        int l = leader(), f = i % 2 ? l % 3 + 1 : (l + 1) % 3 + 1;
+        node_status_get(W.nodes[l].node, W.now, &before);
+        q.transfer = 0;
+        change_and_wait(&x, f, &q);
+        assert_int_equal(x.code, 0);
+        run(W.now + 1000);
+        assert_int_not_equal(leader(), l);
+        assert_int_equal(x.id, leader());
+        node_status_get(W.nodes[leader()].node, W.now, &after);
+        assert_int_equal(after.term, before.term + 1);
+    }
+}
+
 static void a_removal_keeps_a_quorum(void **state)
 {
     (void)state;
@@ -846,7 +869,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
         T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
-        T(a_removal_keeps_a_quorum), T(a_log_put_back_is_noticed), T(garbage_is_dropped), T(addresses),
+        T(a_removal_keeps_a_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
 }
