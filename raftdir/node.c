@@ -363,6 +363,32 @@ static int boot_check(const struct node_boot *boot, struct err *err)
     return 0;
 }
 
+int node_boot_self(const struct node_boot *boot, uint64_t id, struct node_peer *self_r, struct err *err)
+{
+    struct raft_buffer b = {(void *)(uintptr_t)boot->configuration, boot->configuration_len};
+    struct raft_configuration c;
+    memset(self_r, 0, sizeof *self_r);
+    for (size_t i = 0; i < boot->entries_n; i++)
+        if (boot->entries[i]->type == RAFT_CHANGE && boot->entries[i]->index > boot->meta.configuration_index)
+            b = (struct raft_buffer){boot->entries[i]->data, boot->entries[i]->len};
+    if (!b.len)
+        return RAFTDIR_ENOTFOUND;
+    if (!guard_configuration_valid(b.base, b.len))
+        return err_set(err, RAFTDIR_ECORRUPT, "the newest configuration is malformed: rebuild this node from its peers");
+    if (raft_configuration_decode(&b, &c))
+        return err_set(err, RAFTDIR_ENOMEM, "no memory for the configuration");
+    int rc = RAFTDIR_ENOTFOUND;
+    for (unsigned i = 0; i < c.n && rc == RAFTDIR_ENOTFOUND; i++) {
+        if (c.servers[i].id != id)
+            continue;
+        rc = node_address_parse(c.servers[i].address, self_r, err);
+        self_r->id = id;
+        self_r->role = c.servers[i].role;
+    }
+    raft_configuration_close(&c);
+    return rc;
+}
+
 int node_create(const struct node_options *options, const struct node_io *io, const struct node_boot *boot, struct node **node_r, struct err *err)
 {
     int rc = boot_check(boot, err);

@@ -21,6 +21,7 @@
 #include "limits.h"
 
 struct node;
+struct node_peer;
 
 /* Entries for the log, in order. An `entries[0]->index` at or below what the log holds cuts the log there first, in the same atomic record. */
 struct log_batch {
@@ -87,6 +88,9 @@ struct node_boot {
     size_t entries_n;
 };
 
+/* As whom this member stands in the newest configuration that is on disk: a data directory in the wrong place is told before it takes part in anything.
+ * RAFTDIR_ENOTFOUND: not in it (a standby that has no log yet). Only id, role, host_port, cert_name and uuid are set. */
+int node_boot_self(const struct node_boot *boot, uint64_t id, struct node_peer *self_r, struct err *err);
 int node_create(const struct node_options *options, const struct node_io *io, const struct node_boot *boot, struct node **node_r, struct err *err);
 /* Ends every pending request with RAFTDIR_ECANCELED. Batches still at the log writer or apply are theirs to destroy. */
 void node_destroy(struct node **node);

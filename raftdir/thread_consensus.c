@@ -501,6 +501,22 @@ static void found_free(struct seglog_found *found)
     memset(found, 0, sizeof *found);
 }
 
+/* A data directory that was copied or carried to another node: two of them would take each other's connections. */
+static int self_check(struct consensus *c, const struct node_boot *boot, struct err *err)
+{
+    const struct daemon *d = c->d;
+    struct node_peer self;
+    int rc = node_boot_self(boot, c->identity.node_id, &self, err);
+    if (rc != 0)
+        return rc == RAFTDIR_ENOTFOUND ? 0 : rc;
+    if (strcmp(self.cert_name, d->cert_name) != 0 || strcmp(self.host_port, d->config->peer_advertise) != 0)
+        return err_set(err, RAFTDIR_EFOREIGN,
+                       "data_dir is that of member %" PRIu64 ", certificate \"%s\", at %s; this configuration has the certificate \"%s\" and peer_advertise %s: "
+                       "is it a copy of another node's? To give a member another address or name, remove it and join it anew with an empty data_dir",
+                       self.id, self.cert_name, self.host_port, d->cert_name, d->config->peer_advertise);
+    return 0;
+}
+
 /* Opens state and log and makes the node of them. On failure everything is closed again. */
 static int node_open(struct consensus *c, enum make make, struct err *err)
 {
@@ -532,7 +548,9 @@ static int node_open(struct consensus *c, enum make make, struct err *err)
     boot.log_first = found.first;
     boot.entries = found.entries;
     boot.entries_n = found.entries_n;
-    found.entries = NULL;
+    if ((rc = self_check(c, &boot, err)) != 0)
+        goto close_log;
+    found.entries = NULL; /* node_create takes them */
     found.entries_n = 0;
     struct node_options options = {.id = c->identity.node_id,
                                    .cluster_id = c->identity.cluster_id,

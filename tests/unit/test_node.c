@@ -830,6 +830,48 @@ static void a_log_put_back_is_noticed(void **state)
     assert_int_equal(x.code, 0);
 }
 
+static void a_node_knows_its_place(void **state)
+{
+    (void)state;
+    struct raft_buffer b[2];
+    struct node_peer self;
+    struct node_boot boot = {.log_first = 1};
+    struct entry *entries[2];
+    char address[NODE_ADDRESS_SIZE];
+    assert_int_equal(node_boot_self(&boot, 1, &self, NULL), RAFTDIR_ENOTFOUND);
+    for (unsigned k = 0; k < 2; k++) { /* members 1 and 2, then 1 and 2 where 2 has moved to the place of 4 */
+        struct raft_configuration c;
+        raft_configuration_init(&c);
+        address_of(1, address);
+        assert_int_equal(raft_configuration_add(&c, 1, address, RAFT_VOTER), 0);
+        address_of(k ? 4 : 2, address);
+        assert_int_equal(raft_configuration_add(&c, 2, address, RAFT_STANDBY), 0);
+        assert_int_equal(raft_configuration_encode(&c, &b[k]), 0);
+        raft_configuration_close(&c);
+        entries[k] = entry_create(k + 1, 1, RAFT_CHANGE, b[k].base, (uint32_t)b[k].len);
+    }
+    boot.entries = entries;
+    boot.entries_n = 1;
+    assert_int_equal(node_boot_self(&boot, 2, &self, NULL), 0);
+    assert_string_equal(self.host_port, "127.0.0.1:7002");
+    assert_string_equal(self.cert_name, "n2");
+    assert_int_equal(self.role, RAFT_STANDBY);
+    assert_int_equal(node_boot_self(&boot, 3, &self, NULL), RAFTDIR_ENOTFOUND);
+    boot.entries_n = 2; /* the newest in the log counts */
+    assert_int_equal(node_boot_self(&boot, 2, &self, NULL), 0);
+    assert_string_equal(self.cert_name, "n4");
+    boot.configuration = b[1].base; /* and the applied one, when the log's are not newer */
+    boot.configuration_len = b[1].len;
+    boot.meta.configuration_index = 2;
+    boot.entries_n = 1;
+    assert_int_equal(node_boot_self(&boot, 2, &self, NULL), 0);
+    assert_string_equal(self.cert_name, "n4");
+    for (unsigned k = 0; k < 2; k++) {
+        entry_unref(entries[k]);
+        raft_free(b[k].base);
+    }
+}
+
 static void garbage_is_dropped(void **state)
 {
     (void)state;
@@ -869,7 +911,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
         T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
-        T(a_removal_keeps_a_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(garbage_is_dropped), T(addresses),
+        T(a_removal_keeps_a_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(a_node_knows_its_place), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
 }
