@@ -38,6 +38,7 @@ cyrus() {  # cyrus DIR PROGRAM ARGUMENTS...
   local dir=$1 program=$2 user libs; shift 2
   user=$(id -un)
   [ "$user" != root ] || user=nobody
-  libs=$(find "$cyrus_root/usr/lib" -maxdepth 2 -name 'lib*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd:)
+  # Some of bookworm's libraries are still packaged below /lib.
+  libs=$(find "$cyrus_root/usr/lib" "$cyrus_root/lib" -maxdepth 2 -name 'lib*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd:)
   CYRUS_USER=$user LD_LIBRARY_PATH=${cyrus_root:+$libs} "$cyrus_root/usr/lib/cyrus/bin/$program" -C "$dir/imapd.conf" "$@"
 }
