@@ -274,6 +274,7 @@ struct pipe {
     unsigned held_n, hold, most_held;
     unsigned close_after, answered;
     bool mute;
+    unsigned muted; /* writes that it kept for itself */
     unsigned delay_us;
     struct ids *ids;
 };
@@ -302,8 +303,10 @@ static void pipelined(struct fake *f, unsigned conn, const Raftdir__Client__ToNo
     if (m->body_case != F(WRITE))
         return;
     note_id(p->ids, m->write->op_id.data);
-    if (p->mute)
+    if (p->mute) {
+        p->muted++;
         return;
+    }
     if (p->delay_us)
         usleep(p->delay_us);
     p->held[p->held_n].conn = conn;
@@ -395,6 +398,14 @@ static void pipeline_fails_over(void **state)
     p.mute = true; /* whatever it gets from now on, it keeps for itself */
     fake_unlock(&one);
     submit_all(o + WRITES / 3, 10);
+    unsigned muted = 0; /* its thread has to come to them first */
+    for (int i = 0; i < 5000 && !muted; i++) {
+        usleep(1000);
+        fake_lock(&one);
+        muted = p.muted;
+        fake_unlock(&one);
+    }
+    assert_true(muted > 0);
     fake_stop(&one);
     submit_all(o + WRITES / 3 + 10, WRITES - WRITES / 3 - 10);
     assert_int_equal(raftdir_drain(d), 0);
