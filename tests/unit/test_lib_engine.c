@@ -19,6 +19,15 @@
 
 static char dir[80];
 static struct fake one, two;
+
+/* A handler's data stands in the frame of its test: the nodes end before that does. */
+static void stop_fakes(int *unused)
+{
+    (void)unused;
+    fake_stop(&one);
+    fake_stop(&two);
+}
+#define STOP_FAKES int stopped_at_the_end __attribute__((cleanup(stop_fakes), unused)) = 0
 static raftdir *d;
 
 static uint64_t now_ms(void)
@@ -259,6 +268,7 @@ static void answers_late(struct fake *f, unsigned conn, const Raftdir__Client__T
 static void late_answers_are_dropped(void **state)
 {
     (void)state;
+    STOP_FAKES;
     const struct raftdir_mailbox *m;
     struct late late = {0};
     fake_start(&one, dir, "one", answers_late, &late);
@@ -419,6 +429,7 @@ static void notes_write(struct fake *f, unsigned conn, const Raftdir__Client__To
 static void write_same_id_in_each_retry(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct noted first = {.then = silent}, second = {.then = closes}, third = {.then = good};
     struct fake three;
     const struct raftdir_result *r;
@@ -450,6 +461,7 @@ static void write_same_id_in_each_retry(void **state)
 static void write_ids_differ(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct noted n = {.then = good};
     fake_start(&one, dir, "one", notes_write, &n);
     open_at(one.endpoint, 5000, 0);
@@ -630,6 +642,7 @@ static void expired_first(struct fake *f, unsigned conn, const Raftdir__Client__
 static void write_expired_begins_anew(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct noted n = {.then = expired_first};
     fake_start(&one, dir, "one", notes_write, &n);
     open_at(one.endpoint, 3000, 0);
@@ -679,6 +692,7 @@ static void notes_level(struct fake *f, unsigned conn, const Raftdir__Client__To
 static void session_follows_to_another_node(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct wanted w = {0};
     const struct raftdir_mailbox *m;
     fake_start(&one, dir, "one", good, NULL);

@@ -19,6 +19,15 @@
 
 static char dir[80];
 static struct fake one, two;
+
+/* A handler's data stands in the frame of its test: the nodes end before that does. */
+static void stop_fakes(int *unused)
+{
+    (void)unused;
+    fake_stop(&one);
+    fake_stop(&two);
+}
+#define STOP_FAKES int stopped_at_the_end __attribute__((cleanup(stop_fakes), unused)) = 0
 static raftdir *d;
 
 /* A directory of `total` mailboxes, user.000000 and so on, streamed as a node does: chunks, within the credit. */
@@ -186,6 +195,7 @@ static int read_all(raftdir_list *l, unsigned *n_r)
 static void whole_list(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct directory s = {.total = 20000};
     raftdir_list *l;
     const struct raftdir_mailbox *m;
@@ -211,6 +221,7 @@ static void whole_list(void **state)
 static void empty_list(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct directory s = {.total = 0};
     raftdir_list *l;
     unsigned n = 0;
@@ -226,6 +237,7 @@ static void empty_list(void **state)
 static void reader_that_stops(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct directory s = {.total = 20000};
     raftdir_list *l;
     const struct raftdir_mailbox *m;
@@ -251,6 +263,7 @@ static void reader_that_stops(void **state)
 static void closed_early(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct directory s = {.total = 20000};
     raftdir_list *l;
     const struct raftdir_mailbox *m;
@@ -267,6 +280,7 @@ static void closed_early(void **state)
 static void goes_on_elsewhere(void **state)
 {
     (void)state;
+    STOP_FAKES;
     /* Lost, silent, or refused in the middle: the other node goes on behind the last row. */
     struct directory rows[] = {{.total = 5000, .lose_after = 1234},
                                {.total = 5000, .hush_after = 777},
@@ -301,6 +315,7 @@ static void goes_on_elsewhere(void **state)
 static void limit_across_nodes(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct directory first = {.total = 5000, .lose_after = 400}, second = {.total = 5000};
     struct raftdir_filter f;
     raftdir_list *l;
@@ -324,6 +339,7 @@ static void limit_across_nodes(void **state)
 static void cut_short_is_an_error(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static const struct {
         struct directory s;
         int code;
@@ -363,6 +379,7 @@ static void cut_short_is_an_error(void **state)
 static void visible_is_asked_as_given(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static const char *const groups[] = {"staff", "group:x"};
     struct directory s = {.total = 10};
     struct raftdir_visible v;
@@ -388,6 +405,7 @@ static void visible_is_asked_as_given(void **state)
 static void lists_side_by_side(void **state)
 {
     (void)state;
+    STOP_FAKES;
     struct directory s = {.total = 3000};
     raftdir_list *l[2];
     const struct raftdir_mailbox *m;

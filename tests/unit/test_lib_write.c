@@ -19,6 +19,15 @@
 
 static char dir[80];
 static struct fake one, two;
+
+/* A handler's data stands in the frame of its test: the nodes end before that does. */
+static void stop_fakes(int *unused)
+{
+    (void)unused;
+    fake_stop(&one);
+    fake_stop(&two);
+}
+#define STOP_FAKES int stopped_at_the_end __attribute__((cleanup(stop_fakes), unused)) = 0
 static raftdir *d;
 
 static int setup(void **state)
@@ -72,6 +81,7 @@ static void looks(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *
 static void every_operation(void **state)
 {
     (void)state;
+    STOP_FAKES;
     Raftdir__Client__Write *w = NULL;
     const struct raftdir_result *r;
     struct raftdir_mailbox m, u;
@@ -235,6 +245,7 @@ static void empty_batch(void **state)
 static void largest_batch(void **state)
 {
     (void)state;
+    STOP_FAKES;
     Raftdir__Client__Write *w = NULL;
     raftdir_batch *b = raftdir_batch_create();
     struct raftdir_mailbox m;
@@ -359,6 +370,7 @@ static void submit_all(struct outcome *o, unsigned n)
 static void window_and_any_order(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static struct ids ids;
     static struct outcome o[WRITES];
     memset(&ids, 0, sizeof ids);
@@ -384,6 +396,7 @@ static void window_and_any_order(void **state)
 static void pipeline_fails_over(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static struct ids ids;
     static struct outcome o[WRITES];
     memset(&ids, 0, sizeof ids);
@@ -420,6 +433,7 @@ static void pipeline_fails_over(void **state)
 static void pipeline_ends_uncertain(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static struct ids ids;
     struct outcome o[5] = {{0}};
     memset(&ids, 0, sizeof ids);
@@ -438,6 +452,7 @@ static void pipeline_ends_uncertain(void **state)
 static void close_ends_what_is_in_flight(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static struct ids ids;
     struct outcome o[5] = {{0}};
     memset(&ids, 0, sizeof ids);
@@ -457,6 +472,7 @@ static void close_ends_what_is_in_flight(void **state)
 static void busy_is_not_silent(void **state)
 {
     (void)state;
+    STOP_FAKES;
     static struct ids ids;
     static struct outcome o[WRITES];
     memset(&ids, 0, sizeof ids);
