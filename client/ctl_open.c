@@ -54,7 +54,6 @@ int ctl_exit_code(int code)
     case RAFTDIR_EOTHERSTORE:
     case RAFTDIR_EFENCED:
     case RAFTDIR_EBUSY:
-    case RAFTDIR_EUNSUPPORTED:
         return EXIT_NO;
     case RAFTDIR_EINVAL:
     case RAFTDIR_ENAME:
@@ -67,6 +66,7 @@ int ctl_exit_code(int code)
     case RAFTDIR_ENOMEM:
     case RAFTDIR_EPROTO:
     case RAFTDIR_EVERSION:
+    case RAFTDIR_EUNSUPPORTED: /* of a read, too: not "no such mailbox" */
     case RAFTDIR_EIO:
     case RAFTDIR_ECORRUPT:
         return EXIT_INTERNAL;
