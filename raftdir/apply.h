@@ -8,6 +8,8 @@
 #include "err.h"
 #include "store.h"
 
+#define APPLY_BATCH_CHECKPOINTS_MAX (APPLY_BATCH_ENTRIES / DIGEST_INTERVAL + 2)
+
 /* One request's outcome. */
 struct apply_result {
     uint8_t op_id[OP_ID_LEN];
@@ -29,6 +31,8 @@ struct apply_batch {
     struct apply_result *results;
     size_t results_n;
     struct store_meta meta; /* as published by this batch's commit */
+    struct store_checkpoint checkpoints[APPLY_BATCH_CHECKPOINTS_MAX]; /* recorded by this batch */
+    size_t checkpoints_n;
 };
 
 /* NULL without memory. `entries` are referenced. */

@@ -22,6 +22,11 @@ struct config {
     char *run_as;
     int log_level;
     unsigned service_threads, election_timeout_ms, heartbeat_ms;
+    uint64_t space_reserve_len;  /* bytes; 0: no reserve */
+    uint64_t state_quota_len;    /* bytes; 0: as long as there is disk and map */
+    uint64_t image_rate_len;     /* bytes a second that this node sends of images; 0: no limit */
+    unsigned scrub_interval_s;   /* 0: never by itself */
+    uint64_t log_keep_len;       /* LOG_KEEP_LEN */
     struct access_rule *allow;
     size_t allow_n;
 };

@@ -46,6 +46,10 @@ void conn_pause(struct conn *c, bool paused); /* stop or go on reading */
 /* on_close comes later. Idempotent: the first reason counts. What was queued is still sent, for at most CONN_LINGER_MS. */
 void conn_close(struct conn *c, int code, const char *why);
 #define CONN_LINGER_MS 1000
+/* Takes an open TLS connection away from its loop, from within on_frame or later, when nothing is queued and the peer has sent no more than was handled:
+ * a blocking socket and the SSL object on it (SSL_set_fd done; both given). on_close comes as for a conn_close with code 0, without touching the socket.
+ * RAFTDIR_EBUSY: bytes are under way in either direction; nothing was changed. */
+int conn_detach(struct conn *c, int *fd_r, SSL **ssl_r);
 void *conn_data(struct conn *c);
 void conn_data_set(struct conn *c, void *data);
 const char *conn_peer_cert(struct conn *c);             /* the peer's certificate name; NULL without TLS or before on_open */

@@ -40,8 +40,11 @@ struct daemon {
 
     struct datadir *datadir; /* consensus thread only, once it runs */
     struct shared shared;
-    /* Set by the consensus thread before the phase becomes SHARED_RUNNING, closed by main after all threads have ended. */
+    /* Set by the consensus thread before the phase becomes SHARED_RUNNING, and again when an image takes the state's place; closed by main after all threads
+     * have ended. Others take references with daemon_store. */
+    pthread_mutex_t store_mutex;
     struct store *store;
+    _Atomic unsigned store_generation; /* counts the states: a reader whose number differs drops its transaction and takes the new one */
     struct seglog *log;
 
     struct consensus *consensus;
@@ -61,6 +64,10 @@ struct daemon {
 
 /* Stops the daemon in order, from any thread. The first code other than EXIT_ORDERLY stays. */
 void daemon_stop(struct daemon *d, int exit_code);
+/* The state that is current now, with a reference (store_close gives it back); NULL: there is none, or it may not be served any more. Thread-safe. */
+struct store *daemon_store(struct daemon *d, unsigned *generation_r);
+/* Consensus thread: `store` (given; NULL: none) is the current state from now on. */
+void daemon_store_set(struct daemon *d, struct store *store);
 /* The role of a connection, by the rules as they are now. cert_name NULL: a Unix socket's uid. */
 int daemon_access(struct daemon *d, const char *cert_name, uid_t uid, struct access *access_r, struct err *err);
 /* The context for new connections; give it back with SSL_CTX_free. */

@@ -2,7 +2,7 @@
  *
  *   lock       held (flock) while a daemon runs
  *   IDENTITY   text, checksummed, replaced atomically: the node's UUID and, once it is part of a cluster, which, as whom, and whom to talk to first
- *   CURRENT -> gen-1/{state,log}   a symbolic link
+ *   CURRENT -> gen-N/{state,log}   a symbolic link. Other gen-* are what an image is staged in, or what is left of one: removed at the next start
  *
  * Invariant: gen-N belongs to the node only if IDENTITY names a cluster, which is written last, when everything in gen-N is durable. So whatever
  * a crash leaves of a bootstrap or an adoption is a leftover that datadir_prepare removes, and never half a member. On the other side, a member
@@ -38,6 +38,16 @@ int datadir_join(struct datadir *d, const struct datadir_identity *identity, str
 int datadir_check(struct datadir *d, struct err *err);
 /* Paths through the generation that was current at the call. */
 int datadir_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
+
+/* Staging an image (DESIGN D9): removes every generation that isn't current, makes an empty gen-(N+1)/{state,log}. Path as by datadir_path, of the staged one. */
+int datadir_stage(struct datadir *d, struct err *err);
+int datadir_staged_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
+/* The staged generation, whose files are durable, becomes the current one, atomically and durably. The old one stays until datadir_clean. */
+int datadir_swap(struct datadir *d, struct err *err);
+/* Removes every generation that isn't current. May take long; another thread may call datadir_path meanwhile, nothing else. */
+int datadir_clean(struct datadir *d, struct err *err);
+/* For a member that is to start anew, as somebody else: a new UUID and no cluster in IDENTITY (durable first), then log and state are removed. */
+int datadir_reset(struct datadir *d, struct err *err);
 
 /* Tests only: called before each step that a crash could fall before; not 0: stop there, as a crash would. */
 extern int (*datadir_step_hook)(const char *step);

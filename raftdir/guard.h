@@ -109,6 +109,9 @@ int guard_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_me
 /* A CHANGE was applied. Ignored where the core has been told already. */
 int guard_configuration(struct guard *g, raft_time now, raft_index index, const void *data, size_t len, struct err *err);
 /* RAFT_COMMAND or RAFT_BARRIER payloads; buf borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (transfer in progress). */
+/* Server `id` holds everything up to `index` durably, and all of that is committed (it says so by another way than an AppendEntries result). As an acknowledgement:
+ * a server that has installed an image by itself gets entries again. Ignored unless this node leads and it is news. */
+int guard_acknowledged(struct guard *g, raft_time now, raft_id id, raft_index index, struct err *err);
 int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, struct err *err);
 /* A new configuration, with every precheck: leader, no transfer, a commit of this term, no change in progress, one server changed, not this one removed or
  * demoted; and, unless it removes or demotes, every voter holds the last committed change. Borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again),

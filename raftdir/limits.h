@@ -61,6 +61,33 @@
 #define DIGESTS_KEPT 64
 #define FEED_EVENTS_KEPT 1000000
 
+/* The log's length (DESIGN D9, D13). What is kept behind the applied state lets members that were away for a moment catch up without an image. */
+#define LOG_KEEP_LEN (64ull << 20)
+#define LOG_KEEP_ENTRIES 262144
+#define LOG_HOLD_LEN_MAX (256ull << 20) /* kept for a member that is fetching an image; beyond, it has to fetch another */
+#define LOG_HOLD_MS 5000                /* that long after the member has last said so */
+#define LOG_UNAPPLIED_LEN_MAX (128ull << 20) /* entries that wait to be applied: a follower takes no more, a leader proposes no more */
+#define STATE_SYNC_LEN (8u << 20)       /* the state is synced after so many bytes of applied entries, */
+#define STATE_SYNC_ENTRIES 16384        /* or so many entries: what may be cut, and what a restart has to apply again */
+#define IMAGE_REPEAT_MS 1000            /* a manifest is repeated this often */
+
+/* Images. */
+#define IMAGE_CHUNK_LEN (256u << 10)    /* rows' bytes in one chunk, unless one row alone is larger */
+#define IMAGE_FRAME_LEN_MAX (1u << 20)
+#define IMAGE_PIN_GROWTH_MAX (1ull << 30) /* the state may grow by this much while a transfer pins its pages */
+#define IMAGE_PIN_KEEP_MS 30000         /* a sender keeps the pin for a receiver whose connection broke */
+#define IMAGE_SENDS_MAX 2               /* at one node at a time */
+#define IMAGE_IO_TIMEOUT_MS 10000       /* without a byte */
+
+/* Space (DESIGN D13). */
+#define SPACE_RESERVE_LEN (256ull << 20) /* free below this: only writes that don't grow the state; also the length of the ballast file */
+#define SPACE_CHECK_MS 250
+
+/* Integrity. */
+#define CHECKPOINT_REPEAT_MS 1000       /* the newest checkpoints are told again */
+#define CHECKPOINTS_PER_FRAME 8
+#define SCRUB_INTERVAL_S 86400
+
 /* Log files. */
 #define LOG_SEGMENT_LEN (64u << 20)
 #define LOG_FLUSH_LEN_MAX (8u << 20)    /* one write and flush */

@@ -66,6 +66,25 @@ SSL_CTX *daemon_tls(struct daemon *d)
     return tls;
 }
 
+struct store *daemon_store(struct daemon *d, unsigned *generation_r)
+{
+    pthread_mutex_lock(&d->store_mutex);
+    struct store *store = d->store ? store_ref(d->store) : NULL;
+    *generation_r = atomic_load(&d->store_generation);
+    pthread_mutex_unlock(&d->store_mutex);
+    return store;
+}
+
+void daemon_store_set(struct daemon *d, struct store *store)
+{
+    pthread_mutex_lock(&d->store_mutex);
+    struct store *old = d->store;
+    d->store = store;
+    atomic_fetch_add(&d->store_generation, 1);
+    pthread_mutex_unlock(&d->store_mutex);
+    store_close(&old); /* the environment goes with its last reader */
+}
+
 /* --- Certificates ------------------------------------------------------------------------------------------------------------------- */
 
 static int certificates_load(const struct config *c, SSL_CTX **tls_r, char *name_r, size_t size, struct err *err)
@@ -348,6 +367,7 @@ int main(int argc, char **argv)
     umask(0077);
     d->started_ms = shared_now_ms();
     pthread_mutex_init(&d->config_mutex, NULL);
+    pthread_mutex_init(&d->store_mutex, NULL);
     if (shared_init(&d->shared) != 0 || uv_loop_init(&d->loop) != 0 || uv_async_init(&d->loop, &d->wake, on_wake) != 0)
         mem_exhausted("start");
     d->wake.data = d;
@@ -356,6 +376,7 @@ int main(int argc, char **argv)
     uv_run(&d->loop, UV_RUN_DEFAULT);
     uv_loop_close(&d->loop);
     shared_close(&d->shared);
+    pthread_mutex_destroy(&d->store_mutex);
     pthread_mutex_destroy(&d->config_mutex);
     free(d);
     return code;

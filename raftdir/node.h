@@ -67,6 +67,11 @@ struct node_io {
     void (*role_changed)(void *data);                                          /* leader, term or state differ: for logs and status */
     void (*failed)(void *data, int code, const char *why);
     uint64_t (*wall_ms)(void *data);                                           /* Unix time, for display only */
+    void (*log_cut)(void *data, uint64_t index);                               /* entries up to `index` aren't needed any more: they are in a synced state */
+    /* The leader's log begins after this node's: an image at `index` or later has to be fetched from a member (DESIGN D9). Called again with every manifest, about
+     * each IMAGE_REPEAT_MS, as long as that is so. */
+    void (*image_wanted)(void *data, uint64_t index, uint64_t term);
+    void (*alarm)(void *data, const char *text);                               /* an operator should know; not repeated while it stays as it is */
 };
 
 struct node_options {
@@ -75,6 +80,7 @@ struct node_options {
     unsigned seed;
     unsigned election_timeout_ms, heartbeat_ms; /* 0: the defaults of limits.h */
     unsigned guards_off;                         /* tests only */
+    uint64_t log_keep_len, log_keep_entries, log_hold_len_max; /* 0: LOG_KEEP_LEN, LOG_KEEP_ENTRIES, LOG_HOLD_LEN_MAX */
 };
 
 /* What was found on disk. */
@@ -83,6 +89,8 @@ struct node_boot {
     struct store_meta meta;                 /* applied state */
     const uint8_t *configuration;           /* as applied at meta.configuration_index; len 0 before anything was applied */
     size_t configuration_len;
+    const struct store_checkpoint *checkpoints; /* of the state, oldest first; borrowed for the call */
+    size_t checkpoints_n;
     uint64_t log_first;                     /* index of entries[0]; entries up to the applied index may be missing, none after it */
     struct entry **entries;                 /* references are taken over */
     size_t entries_n;
@@ -109,8 +117,23 @@ void node_member_op(struct node *n, uint64_t now, struct node_member_op *m);
 /* Packs and submits what node_write and Forward frames queued. Call it when the current burst of events has been handled. */
 void node_flush(struct node *n, uint64_t now);
 
-/* This node's disk or map is full (DESIGN D13): as a leader it refuses new writes with RAFTDIR_ENOSPC until it is told otherwise; it goes on in everything else. */
-void node_space_set(struct node *n, bool lacking);
+/* How this node stands for disk and map (DESIGN D13). As a leader it refuses, with RAFTDIR_ENOSPC, new writes that grow the state while its own space, or
+ * that of so many voters that the others are no majority, is NODE_SPACE_LOW or worse; all new writes while its own is NODE_SPACE_NONE. It goes on in everything else. */
+enum node_space { NODE_SPACE_OK, NODE_SPACE_LOW, NODE_SPACE_NONE };
+void node_space_set(struct node *n, enum node_space space);
+
+/* The state is durable up to here: what the log may be cut below. */
+struct node_synced {
+    uint64_t index, term, configuration_index;
+    const uint8_t *configuration; /* as applied then; borrowed */
+    size_t configuration_len;
+};
+void node_synced(struct node *n, uint64_t now, const struct node_synced *synced);
+/* This node is fetching an image of that index (0: not any more): the leader is asked to keep its log behind it. */
+void node_image_fetching(struct node *n, uint64_t index);
+/* Is an image at (index, term), complete and durable, to take the place of state and log? Not if the log has come so far by itself. The daemon then ends this
+ * node and boots another on the image with an empty log that begins after `index`, same term and vote. */
+bool node_image_wanted(struct node *n, uint64_t index, uint64_t term);
 
 enum node_state { NODE_FOLLOWER = 1, NODE_CANDIDATE, NODE_LEADER, NODE_FAILED };
 struct node_status {
@@ -124,6 +147,11 @@ struct node_status {
     size_t writes_pending;
     uint64_t frames_dropped;
     uint64_t log_bytes;
+    uint64_t log_first;    /* index of the oldest entry kept */
+    bool image_needed;     /* the leader has said so, and it is still so */
+    enum node_space space; /* this node's own */
+    bool writes_limited;   /* as a leader it admits only writes that don't grow the state, or none */
+    uint64_t differs_id, differs_index; /* a member whose digest differs from ours there, without a majority's opinion; 0: none */
 };
 void node_status_get(struct node *n, uint64_t now, struct node_status *status_r);
 

@@ -131,7 +131,7 @@ struct node {
     struct op *ops;   /* hash by id */
     struct op *queue; /* to be packed, in order of arrival */
     size_t ops_ended;
-    bool no_space;    /* node_space_set */
+    enum node_space space; /* node_space_set */
     uint64_t corr_next;
 
     struct read *reads;

@@ -108,9 +108,9 @@ static void op_dispatch(struct node *n, struct op *op)
     }
 }
 
-void node_space_set(struct node *n, bool lacking)
+void node_space_set(struct node *n, enum node_space space)
 {
-    n->no_space = lacking;
+    n->space = space;
 }
 
 void node_write(struct node *n, uint64_t now, struct node_write *w)
@@ -127,7 +127,7 @@ void node_write(struct node *n, uint64_t now, struct node_write *w)
     }
     int code = n->failed                                     ? RAFTDIR_EFAILED
                : HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX   ? RAFTDIR_ELIMIT
-               : n->no_space && n->state == RAFT_LEADER      ? RAFTDIR_ENOSPC
+               : n->space && n->state == RAFT_LEADER      ? RAFTDIR_ENOSPC
                                                              : 0;
     if (op) { /* ended, to be told at the next flush: with the same end */
         DL_APPEND(op->writes, w);
@@ -168,7 +168,7 @@ void node_ops_forward(struct node *n, uint64_t from, const Raftdir__Peer__Forwar
             code = op->code;
         else if (!op && HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX)
             code = RAFTDIR_ELIMIT;
-        else if (!op && n->no_space)
+        else if (!op && n->space)
             code = RAFTDIR_ENOSPC;
     }
     waiter = calloc(1, sizeof *waiter);

@@ -65,6 +65,17 @@ int seglog_write(struct seglog *log, const struct log_batch *batches, struct err
 int seglog_vote(struct seglog *log, uint64_t term, uint64_t voted_for, struct err *err);
 /* Removes whole segments that hold only entries <= index (they are in a synced state); never the newest entries. Same thread as seglog_write. */
 int seglog_cut(struct seglog *log, uint64_t index, struct err *err);
+/* For an empty log: the next entry will be `index` + 1; durable on return. So a log that was made for an image is told from one that lost its entries. */
+int seglog_base(struct seglog *log, uint64_t index, struct err *err);
 uint64_t seglog_used_len(const struct seglog *log); /* thread-safe */
+
+/* Reads the whole log in `dir` again, from the disk, and checks every frame (the scrub). Opens files for reading only: may run beside a log that is being written,
+ * whose newest, still growing segment is checked up to what was durable at the call. stop: as in store_verify_cb. *problems_r counts, problem() tells. */
+struct seglog_scrub_cb {
+    void *data;
+    void (*problem)(void *data, const char *text);
+    bool (*stop)(void *data);
+};
+int seglog_scrub(const struct seglog *log, const struct seglog_scrub_cb *cb, uint64_t *problems_r, struct err *err);
 
 #endif

@@ -108,3 +108,41 @@ void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint)
             snprintf(s->details.endpoints[i], sizeof s->details.endpoints[i], "%s", endpoint ? endpoint : "");
     pthread_mutex_unlock(&s->mutex);
 }
+
+void shared_fetching_set(struct shared *s, const struct shared_image *image)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->details.fetching = image ? *image : (struct shared_image){0};
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_sending_set(struct shared *s, unsigned slot, const struct shared_image *image)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->details.sending[slot] = image ? *image : (struct shared_image){0};
+    pthread_mutex_unlock(&s->mutex);
+}
+
+bool shared_alarm_set(struct shared *s, enum shared_alarm alarm, const char *text)
+{
+    char *have = s->details.alarms[alarm];
+    pthread_mutex_lock(&s->mutex);
+    bool other = strcmp(have, text ? text : "") != 0;
+    snprintf(have, ERR_TEXT_LEN, "%s", text ? text : "");
+    pthread_mutex_unlock(&s->mutex);
+    return other;
+}
+
+void shared_space_set(struct shared *s, uint64_t free_len)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->details.space_free = free_len;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_scrubbed(struct shared *s, uint64_t now_ms)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->details.scrubbed_ms = now_ms;
+    pthread_mutex_unlock(&s->mutex);
+}

@@ -27,12 +27,31 @@ struct shared_view {
     struct node_status status;
     uint64_t taken_ms; /* monotonic; when `status` was true */
 };
+/* An image on its way, for people. */
+struct shared_image {
+    uint64_t member, index, rows, rows_total, bytes;
+    char phase[16];              /* "": none; the words of proto/client.proto, ImageProgress */
+    char problem[ERR_TEXT_LEN];  /* why the last attempt failed */
+};
+/* What an operator should look at; one text each, "" when all is well. */
+enum shared_alarm {
+    ALARM_SPACE,     /* reserve, disk or map */
+    ALARM_DIFFERS,   /* a member's digest differs, and there is no majority's opinion */
+    ALARM_SCRUB,     /* the scrub found something */
+    ALARM_IMAGE,     /* an image can't be fetched */
+    ALARM_READER,    /* a reader holds pages of the state back */
+    SHARED_ALARMS
+};
 /* The rest, for Status and Hello. */
 struct shared_details {
     char failure[ERR_TEXT_LEN];
     struct node_peer members[MEMBERS_MAX];
     size_t members_n;
     char endpoints[MEMBERS_MAX][256]; /* client endpoints, "" when not known; by member */
+    struct shared_image fetching, sending[IMAGE_SENDS_MAX];
+    char alarms[SHARED_ALARMS][ERR_TEXT_LEN];
+    uint64_t space_free;  /* bytes; 0: not looked yet */
+    uint64_t scrubbed_ms; /* monotonic; when the last complete scrub ended; 0: none yet */
 };
 
 struct shared {
@@ -57,5 +76,10 @@ void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarna
 void shared_status_set(struct shared *s, const struct node_status *status, uint64_t now_ms);
 void shared_members_set(struct shared *s, const struct node_peer *members, size_t n);
 void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint);
+void shared_fetching_set(struct shared *s, const struct shared_image *image); /* NULL: none */
+void shared_sending_set(struct shared *s, unsigned slot, const struct shared_image *image); /* NULL: none */
+bool shared_alarm_set(struct shared *s, enum shared_alarm alarm, const char *text); /* NULL: all is well. true: it was another one before: worth a line in the log */
+void shared_space_set(struct shared *s, uint64_t free_len);
+void shared_scrubbed(struct shared *s, uint64_t now_ms);
 
 #endif

@@ -216,6 +216,7 @@ int store_open(const char *dir, const struct store_options *options, struct stor
     struct store *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(err, RAFTDIR_ENOMEM, "open store: out of memory");
+    atomic_store(&s->refs, 1);
     if (options)
         s->options = *options;
     int rc;
@@ -265,14 +266,20 @@ free_store:
 void store_close(struct store **store)
 {
     struct store *s = *store;
-    if (!s)
+    *store = NULL;
+    if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     mdb_env_close(s->env);
     if (s->writer)
         store_undo_close(&s->writer->undo);
     free(s->writer);
     free(s);
-    *store = NULL;
+}
+
+struct store *store_ref(struct store *store)
+{
+    atomic_fetch_add(&store->refs, 1);
+    return store;
 }
 
 int store_sync(struct store *store, struct err *err)

@@ -23,7 +23,9 @@ struct store_options {
 };
 /* Opens or creates the environment in directory `dir` (which must exist). RAFTDIR_EVERSION for another STORE_VERSION. */
 int store_open(const char *dir, const struct store_options *options, struct store **store_r, struct err *err);
+/* Drops a reference and nulls *store; the environment is closed with the last one. store_open gives one. Both thread-safe. */
 void store_close(struct store **store);
+struct store *store_ref(struct store *store);
 int store_sync(struct store *store, struct err *err); /* everything committed so far is durable on return */
 
 /* What stands beside the data, changed in the same transaction. */
@@ -115,6 +117,7 @@ struct store_verify_cb {
     void *data;
     void (*progress)(void *data, uint64_t done, uint64_t total); /* NULL allowed */
     void (*problem)(void *data, const char *text);               /* NULL allowed */
+    bool (*stop)(void *data); /* asked now and then: true ends the verify with RAFTDIR_ECANCELED; NULL allowed */
 };
 int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_t digest_r[16], uint64_t *problems_r, struct err *err);
 

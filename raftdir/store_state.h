@@ -24,6 +24,7 @@
 #ifndef RAFTDIR_STORE_STATE_H
 #define RAFTDIR_STORE_STATE_H
 #include <lmdb.h>
+#include <stdatomic.h>
 #include "record.h"
 #include "store.h"
 
@@ -97,6 +98,7 @@ struct store_writer {
 };
 
 struct store {
+    _Atomic unsigned refs;
     MDB_env *env;
     MDB_dbi dbi[TABLES];
     struct store_options options;

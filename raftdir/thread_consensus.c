@@ -49,6 +49,7 @@ struct consensus {
     char why[ERR_TEXT_LEN];
     bool removed, stopping, closing;
     bool no_space_log, no_space_apply;
+    enum node_space space;
     uint64_t space_transfer_ms;
     struct node_member_op transfer;
     Raftdir__Cluster__MemberRequest transfer_request;
@@ -63,6 +64,15 @@ struct log_done {
 struct space {
     struct consensus_msg msg;
     bool apply, lacking;
+};
+struct trouble {
+    struct consensus_msg msg;
+    int code;
+    char why[ERR_TEXT_LEN];
+};
+struct room {
+    struct consensus_msg msg;
+    enum node_space space;
 };
 struct apply_done {
     struct consensus_msg msg;
@@ -746,14 +756,19 @@ static void on_apply_done(struct consensus *c, struct apply_done *done)
     free(done);
 }
 
+static void space_told(struct consensus *c)
+{
+    if (c->node)
+        node_space_set(c->node, c->no_space_log || c->no_space_apply ? NODE_SPACE_NONE : c->space);
+}
+
 static void on_space(struct consensus *c, const struct space *space)
 {
     if (space->apply)
         c->no_space_apply = space->lacking;
     else
         c->no_space_log = space->lacking;
-    if (c->node)
-        node_space_set(c->node, c->no_space_log || c->no_space_apply);
+    space_told(c);
 }
 
 static void stop_begin(struct consensus *c)
@@ -789,6 +804,22 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
             break;
         case CONSENSUS_SPACE:
             on_space(c, (struct space *)msg);
+            free(msg);
+            break;
+        case CONSENSUS_FAIL:
+            on_failed(c, ((struct trouble *)msg)->code, ((struct trouble *)msg)->why);
+            free(msg);
+            break;
+        case CONSENSUS_ROOM:
+            c->space = ((struct room *)msg)->space;
+            space_told(c);
+            free(msg);
+            break;
+        case CONSENSUS_RESET:
+            call_done((struct consensus_call *)msg, RAFTDIR_EUNSUPPORTED);
+            break;
+        case CONSENSUS_IMAGE:
+        case CONSENSUS_SYNCED:
             free(msg);
             break;
         case CONSENSUS_RELOAD:
@@ -872,6 +903,25 @@ void consensus_submit(struct consensus *c, struct consensus_call *call)
         call->code = call_refuse(call);
         inbox_push(call->reply_to, &call->reply);
     }
+}
+
+void consensus_fail(struct consensus *c, int code, const char *why)
+{
+    struct trouble *t = mem_calloc(1, sizeof *t);
+    t->msg.kind = CONSENSUS_FAIL;
+    t->code = code;
+    snprintf(t->why, sizeof t->why, "%s", why);
+    if (!inbox_push(&c->inbox, &t->msg.link))
+        free(t);
+}
+
+void consensus_space(struct consensus *c, enum node_space space)
+{
+    struct room *r = mem_calloc(1, sizeof *r);
+    r->msg.kind = CONSENSUS_ROOM;
+    r->space = space;
+    if (!inbox_push(&c->inbox, &r->msg.link))
+        free(r);
 }
 
 void consensus_reload(struct consensus *c, SSL_CTX *tls)

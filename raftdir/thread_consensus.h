@@ -16,6 +16,11 @@ enum consensus_kind {
     CONSENSUS_LOG_DONE,
     CONSENSUS_APPLY_DONE,
     CONSENSUS_SPACE,
+    CONSENSUS_ROOM,
+    CONSENSUS_FAIL,
+    CONSENSUS_RESET,  /* a call: u.reset */
+    CONSENSUS_IMAGE,  /* the fetching of an image has ended */
+    CONSENSUS_SYNCED, /* the state is durable up to an index */
 };
 struct consensus_msg {
     struct inbox_msg link; /* first */
@@ -30,6 +35,9 @@ struct consensus_call {
         struct node_read read;
         struct node_member_op member;
         const struct datadir_identity *adopt; /* borrowed */
+        struct {
+            uint64_t cluster_id, node_id;
+        } reset;
     } u;
     struct inbox *reply_to;
     struct inbox_msg reply;
@@ -47,6 +55,10 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
 void consensus_submit(struct consensus *c, struct consensus_call *call);
 /* New certificates: takes a reference. */
 void consensus_reload(struct consensus *c, SSL_CTX *tls);
+/* This node's state or log can't be trusted (a record's checksum, the scrub): it stops serving, and says why. From any thread; the first reason stays. */
+void consensus_fail(struct consensus *c, int code, const char *why);
+/* How much room there is on data_dir's disk and in the map. From any thread. */
+void consensus_space(struct consensus *c, enum node_space space);
 /* Transfers leadership, ends every call, joins the thread. Store and log stay open; calls may still be submitted. */
 void consensus_stop(struct consensus *c);
 void consensus_destroy(struct consensus **consensus); /* when no service thread runs any more */

@@ -350,14 +350,14 @@ void node_pause(struct sim_node *n, uint64_t ms)
 static void space_again(struct event *ev)
 {
     if (ev->a == ev->node->space_gen)
-        node_space_set(ev->node->node, false);
+        node_space_set(ev->node->node, NODE_SPACE_OK);
 }
 
 /* What the daemon says when its disk or map is nearly full. */
 void node_lack_space(struct sim_node *n, uint64_t ms)
 {
     TRACE("node: %" PRIu64 " lacks space for %" PRIu64 " ms", n->id, ms);
-    node_space_set(n->node, true);
+    node_space_set(n->node, NODE_SPACE_NONE);
     event_post(ms, space_again, NULL, n, NULL, ++n->space_gen);
 }
 

@@ -500,7 +500,7 @@ static void a_refusal_of_the_second_time_is_no_end(void **state)
     run(W.now + 50);
     assert_int_equal(W.nodes[l].applied_commands, 1);
     W.nodes[f].cut = false;
-    node_space_set(W.nodes[l].node, true);
+    node_space_set(W.nodes[l].node, NODE_SPACE_NONE);
     run(W.now + 1000); /* sent again, and refused */
     assert_int_equal(leader(), l);
     assert_int_equal(x.times, 0);
