@@ -46,6 +46,19 @@ int members_from(struct raftdir *d, Raftdir__Cluster__Member *const *list, size_
     return 0;
 }
 
+static struct raftdir_image image_from(const Raftdir__Client__ImageProgress *i)
+{
+    return (struct raftdir_image){
+        .member = i ? i->member : 0,
+        .index = i ? i->index : 0,
+        .rows = i ? i->rows : 0,
+        .rows_total = i ? i->rows_total : 0,
+        .bytes = i ? i->bytes : 0,
+        .phase = or_empty(i ? i->phase : NULL),
+        .problem = or_empty(i ? i->problem : NULL),
+    };
+}
+
 int raftdir_status(raftdir *d, const struct raftdir_node_status **status_r)
 {
     *status_r = NULL;
@@ -90,7 +103,18 @@ int raftdir_status(raftdir *d, const struct raftdir_node_status **status_r)
         .has_digest = s->has_digest && s->digest.len == RAFTDIR_DIGEST_LEN,
         .members_n = s->n_members,
         .members = d->member_list,
+        .log_first = s->log_first,
+        .space = or_empty(s->space),
+        .space_free = s->space_free,
+        .scrub_age_s = s->has_scrub_age_s && s->scrub_age_s <= INT64_MAX ? (int64_t)s->scrub_age_s : -1,
+        .fetching = image_from(s->image),
+        .sending_n = s->n_sending < LIB_SENDING_MAX ? s->n_sending : LIB_SENDING_MAX,
+        .sending = d->sending,
+        .alarms_n = s->n_alarms,
+        .alarms = (const char *const *)s->alarms,
     };
+    for (size_t i = 0; i < d->status.sending_n; i++)
+        d->sending[i] = image_from(s->sending[i]);
     if (d->status.has_digest)
         memcpy(d->status.digest, s->digest.data, RAFTDIR_DIGEST_LEN);
     *status_r = &d->status;
@@ -210,6 +234,11 @@ int raftdir_member_promote(raftdir *d, uint64_t id)
     return member_change(d, RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_PROMOTE, id);
 }
 
+int raftdir_member_demote(raftdir *d, uint64_t id)
+{
+    return member_change(d, RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_DEMOTE, id);
+}
+
 int raftdir_member_remove(raftdir *d, uint64_t id)
 {
     return member_change(d, RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE, id);
@@ -277,6 +306,17 @@ int raftdir_adopt(raftdir *d, uint64_t node_id, const struct raftdir_members *me
     a.n_members = members->n;
     a.members = pointers;
     return run_pinned(d, CALL_ONCE, RAFTDIR__CLIENT__TO_NODE__BODY_ADOPT, &a.base);
+}
+
+int raftdir_reset(raftdir *d, uint64_t cluster_id, uint64_t node_id)
+{
+    Raftdir__Client__Reset body = RAFTDIR__CLIENT__RESET__INIT;
+    int rc = one_node(d);
+    if (rc < 0)
+        return rc;
+    body.cluster_id = cluster_id;
+    body.node_id = node_id;
+    return run_pinned(d, CALL_ONCE, RAFTDIR__CLIENT__TO_NODE__BODY_RESET, &body.base);
 }
 
 /* --- Verification ----------------------------------------------------------------------------------------------------------------- */

@@ -16,6 +16,7 @@
 #include "raftdir/frame.h"
 #include "raftdir/limits.h"
 
+#define LIB_SENDING_MAX 16 /* images that one node sends at a time; what is beyond is not shown */
 #define ENDPOINTS_MAX 64             /* a bit each in call.tried */
 #define CALL_ATTEMPTS_MAX 4          /* of one call at one moment */
 #define TIMEOUT_DEFAULT_MS 10000
@@ -142,6 +143,7 @@ struct raftdir {
     struct raftdir_result result;
     struct raftdir_op_result *result_ops;
     struct raftdir_node_status status;
+    struct raftdir_image sending[LIB_SENDING_MAX];
     struct raftdir_node_info info;
     struct raftdir_members members;
     struct raftdir_member *member_list;

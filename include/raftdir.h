@@ -357,6 +357,13 @@ struct raftdir_member {
     int64_t last_contact_ms;   /* -1: not known */
     int64_t match_index;       /* -1: not known */
 };
+/* A node's whole state, on its way to another node. */
+struct raftdir_image {
+    uint64_t member;     /* from or to whom; 0: not known yet */
+    uint64_t index, rows, rows_total, bytes;
+    const char *phase;   /* "connecting", "receiving", "verifying", "installing", "waiting" (nobody can send one now); "sending"; "": none */
+    const char *problem; /* why the last attempt failed; "" */
+};
 struct raftdir_node_status {
     uint64_t node_id;          /* 0: not part of a cluster yet */
     const char *node_name, *state, *role, *software;
@@ -368,6 +375,15 @@ struct raftdir_node_status {
     int quorum;                /* 1: it reaches a majority */
     int has_digest;
     uint8_t digest[RAFTDIR_DIGEST_LEN]; /* of the state at published_index */
+    uint64_t log_first;        /* index of the oldest entry kept; 0: not known */
+    const char *space;         /* "": enough room on its disk; "low": only writes that don't grow the state are taken; "none" */
+    uint64_t space_free;       /* bytes; 0: not known */
+    int64_t scrub_age_s;       /* since the last complete scrub of this life; -1: none yet */
+    struct raftdir_image fetching;    /* member 0 and an empty phase: none */
+    size_t sending_n;
+    const struct raftdir_image *sending; /* images that others fetch there */
+    size_t alarms_n;
+    const char *const *alarms; /* what an operator should look at */
     size_t members_n;
     const struct raftdir_member *members; /* the configuration that this node knows */
 };
@@ -395,6 +411,7 @@ RAFTDIR_API int raftdir_members(raftdir *d, const struct raftdir_members **membe
 /* Adds a standby. id 0: the leader gives the next one. Idempotent by uuid. members_r may be NULL; it holds the new member and all the others. */
 RAFTDIR_API int raftdir_member_add(raftdir *d, const struct raftdir_member *m, uint64_t *id_r, const struct raftdir_members **members_r);
 RAFTDIR_API int raftdir_member_promote(raftdir *d, uint64_t id);
+RAFTDIR_API int raftdir_member_demote(raftdir *d, uint64_t id); /* a voter becomes a standby */
 RAFTDIR_API int raftdir_member_remove(raftdir *d, uint64_t id);
 RAFTDIR_API int raftdir_leader_transfer(raftdir *d, uint64_t id); /* 0: to the voter with the most */
 
@@ -402,6 +419,9 @@ RAFTDIR_API int raftdir_leader_transfer(raftdir *d, uint64_t id); /* 0: to the v
  * Bootstrap makes it the sole voter of a new cluster; adopt tells it what raftdir_member_add has decided. RAFTDIR_EEXIST: it is part of a cluster. */
 RAFTDIR_API int raftdir_bootstrap(raftdir *d);
 RAFTDIR_API int raftdir_adopt(raftdir *d, uint64_t node_id, const struct raftdir_members *members);
+/* On a node that has failed or was removed, chosen in the same way: it forgets who it was. Its log and state are deleted, it gets a new UUID and is part of no cluster.
+ * cluster_id and node_id must be its own (RAFTDIR_EINVAL); RAFTDIR_EBUSY: it is neither failed nor removed. Its old id must have been removed from the cluster. */
+RAFTDIR_API int raftdir_reset(raftdir *d, uint64_t cluster_id, uint64_t node_id);
 
 struct raftdir_checkpoint {
     uint64_t index;

@@ -2,7 +2,7 @@
  *
  * add: a standby with a new id (never one that was used before; the same data directory again: the same member). promote: catches up, then votes.
  * remove: never the leader itself, which first hands leadership over; never when the voters that are left and reachable would be no quorum.
- * transfer: leadership.
+ * demote: a voter becomes a standby, by the same rules. transfer: leadership.
  * Each is answered when its CHANGE is applied on the leader; what the core or the guards refuse for the moment is tried again until the deadline. All but `transfer` may be
  * repeated without harm, so they are sent again to a new leader. */
 #include <assert.h>
@@ -259,48 +259,62 @@ static void change_promote(struct node *n, struct member *m)
     }
 }
 
+/* May this voter stop voting? Not the last one, not when the others would be no quorum; and the leader hands over first (defect 10 of the core): the new
+ * one gets the request again. false: not now, or never; the caller has nothing more to do. */
+static bool voter_may_leave(struct node *n, struct member *m, uint64_t id)
+{
+    unsigned left = 0, alive = 0;
+    for (unsigned i = 0; i < n->raft->configuration.n; i++) {
+        const struct raft_server *other = &n->raft->configuration.servers[i];
+        if (other->role != RAFT_VOTER || other->id == id)
+            continue;
+        left++;
+        alive += reachable(n, other->id);
+    }
+    if (!left) {
+        member_end_code(n, m, RAFTDIR_EINVAL, "member %llu is the last voter: promote another one first", (unsigned long long)id);
+        return false;
+    }
+    if (alive <= left / 2) {
+        m->busy_code = RAFTDIR_ENOQUORUM;
+        snprintf(m->busy_text, sizeof m->busy_text, "without member %llu, %u voters are left and only %u can be reached: no quorum; bring them back first",
+                 (unsigned long long)id, left, alive);
+        return false; /* they may come back before the deadline */
+    }
+    if (id != n->options.id)
+        return true;
+    if (guard_transfer(n->guard, n->now, 0, &n->err) == 0)
+        m->since_ms = n->now;
+    m->busy_code = RAFTDIR_EBUSY;
+    snprintf(m->busy_text, sizeof m->busy_text, "leadership could not be handed to another voter");
+    node_settle(n);
+    return false;
+}
+
 static void change_remove(struct node *n, struct member *m)
 {
     uint64_t id = m->request->remove;
     const struct raft_server *s = node_server(n, id);
     m->id = id;
-    if (!s && (id == 0 || id > n->meta.member_id_max)) {
+    if (!s && (id == 0 || id > n->meta.member_id_max))
         member_end_code(n, m, RAFTDIR_EINVAL, "there has never been a member %llu: see `raftdirctl member list`", (unsigned long long)id);
-        return;
-    }
-    if (!s) {
+    else if (!s)
         member_end_list(n, m, 0); /* asked before: it is gone */
-        return;
-    }
-    if (s->role == RAFT_VOTER) {
-        unsigned left = 0, alive = 0;
-        for (unsigned i = 0; i < n->raft->configuration.n; i++) {
-            const struct raft_server *other = &n->raft->configuration.servers[i];
-            if (other->role != RAFT_VOTER || other->id == id)
-                continue;
-            left++;
-            alive += reachable(n, other->id);
-        }
-        if (!left) {
-            member_end_code(n, m, RAFTDIR_EINVAL, "member %llu is the last voter: promote another one first", (unsigned long long)id);
-            return;
-        }
-        if (alive <= left / 2) {
-            m->busy_code = RAFTDIR_ENOQUORUM;
-            snprintf(m->busy_text, sizeof m->busy_text, "without member %llu, %u voters are left and only %u can be reached: no quorum; bring them back first",
-                     (unsigned long long)id, left, alive);
-            return; /* they may come back before the deadline */
-        }
-    }
-    if (id == n->options.id) { /* defect 10 of the core: hand over first; the new leader gets this request again */
-        if (guard_transfer(n->guard, n->now, 0, &n->err) == 0)
-            m->since_ms = n->now;
-        m->busy_code = RAFTDIR_EBUSY;
-        snprintf(m->busy_text, sizeof m->busy_text, "leadership could not be handed to another voter");
-        node_settle(n);
-        return;
-    }
-    propose(n, m, id, NULL, -1);
+    else if (s->role != RAFT_VOTER || voter_may_leave(n, m, id))
+        propose(n, m, id, NULL, -1);
+}
+
+static void change_demote(struct node *n, struct member *m)
+{
+    uint64_t id = m->request->demote;
+    const struct raft_server *s = node_server(n, id);
+    m->id = id;
+    if (!s)
+        member_end_code(n, m, RAFTDIR_EINVAL, "there is no member %llu: see `raftdirctl member list`", (unsigned long long)id);
+    else if (s->role != RAFT_VOTER)
+        member_end_list(n, m, id); /* asked before */
+    else if (voter_may_leave(n, m, id))
+        propose(n, m, id, NULL, RAFT_STANDBY);
 }
 
 static void change_transfer(struct node *n, struct member *m)
@@ -437,6 +451,10 @@ static void member_step(struct node *n, struct member *m)
     case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE:
         if (!raft_transferee(n->raft) && !change_in_progress(n, m))
             change_remove(n, m);
+        break;
+    case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_DEMOTE:
+        if (!raft_transferee(n->raft) && !change_in_progress(n, m))
+            change_demote(n, m);
         break;
     case RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER:
         change_transfer(n, m);

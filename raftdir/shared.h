@@ -58,6 +58,7 @@ struct shared {
     pthread_mutex_t mutex;
     struct shared_view view;
     struct shared_details details;
+    _Atomic uint64_t log_len;   /* bytes of the log's files; written with the status */
     _Atomic uint64_t published; /* applied index of the last commit: a reader that begins now sees at least this */
 };
 

@@ -84,6 +84,71 @@ static void members_fill(Raftdir__Client__StatusResult *s, const struct shared_d
     s->n_members = details->members_n;
 }
 
+static Raftdir__Client__ImageProgress *image_fill(Raftdir__Client__ImageProgress *p, const struct shared_image *i)
+{
+    raftdir__client__image_progress__init(p);
+    p->has_member = i->member != 0;
+    p->member = i->member;
+    p->has_index = p->has_rows = p->has_rows_total = p->has_bytes = true;
+    p->index = i->index;
+    p->rows = i->rows;
+    p->rows_total = i->rows_total;
+    p->bytes = i->bytes;
+    p->phase = (char *)(uintptr_t)i->phase;
+    if (*i->problem)
+        p->problem = (char *)(uintptr_t)i->problem;
+    return p;
+}
+
+/* What the state says of itself; nothing where there is none to trust. */
+static void state_fill(struct request *r, Raftdir__Client__FromNode *f, Raftdir__Client__StatusResult *s, struct store_meta *meta)
+{
+    struct daemon *d = r->service->d;
+    struct err err = {0};
+    unsigned generation;
+    struct store *store = daemon_store(d, &generation);
+    if (!store)
+        return;
+    if (srv_txn(r->service, meta, &err) == 0) {
+        srv_txn_done(r->service);
+        s->has_state_bytes = s->has_mailboxes = s->has_digest = true;
+        s->state_bytes = store_used_len(store);
+        s->published_index = meta->applied_index; /* of the digest beside it */
+        s->mailboxes = meta->mailboxes;
+        s->digest.data = meta->digest;
+        s->digest.len = sizeof meta->digest;
+        f->has_index = true;
+        f->index = meta->applied_index;
+    }
+    store_close(&store);
+}
+
+/* Space, images, alarms. */
+struct care {
+    Raftdir__Client__ImageProgress fetching, sending[IMAGE_SENDS_MAX], *sending_list[IMAGE_SENDS_MAX];
+    char *alarms[SHARED_ALARMS];
+};
+
+static void care_fill(struct care *care, Raftdir__Client__StatusResult *s, const struct shared_view *view, const struct shared_details *details)
+{
+    s->has_space_free = details->space_free != 0;
+    s->space_free = details->space_free;
+    if (view->status.space != NODE_SPACE_OK)
+        s->space = (char *)(uintptr_t)(view->status.space == NODE_SPACE_LOW ? "low" : "none");
+    if (*details->fetching.phase)
+        s->image = image_fill(&care->fetching, &details->fetching);
+    for (size_t i = 0; i < IMAGE_SENDS_MAX; i++)
+        if (*details->sending[i].phase)
+            care->sending_list[s->n_sending++] = image_fill(&care->sending[i], &details->sending[i]);
+    s->sending = care->sending_list;
+    for (size_t i = 0; i < SHARED_ALARMS; i++)
+        if (*details->alarms[i])
+            care->alarms[s->n_alarms++] = (char *)(uintptr_t)details->alarms[i];
+    s->alarms = care->alarms;
+    s->has_scrub_age_s = details->scrubbed_ms != 0;
+    s->scrub_age_s = (shared_now_ms() - details->scrubbed_ms) / 1000;
+}
+
 void srv_status(struct request *r)
 {
     struct daemon *d = r->service->d;
@@ -92,7 +157,7 @@ void srv_status(struct request *r)
     Raftdir__Cluster__Member *members = mem_calloc(MEMBERS_MAX, sizeof *members);
     Raftdir__Cluster__Member *pointers[MEMBERS_MAX];
     struct store_meta meta;
-    struct err err = {0};
+    struct care care;
     shared_view_get(&d->shared, &view);
     shared_details_get(&d->shared, details);
     Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
@@ -106,7 +171,7 @@ void srv_status(struct request *r)
         s.failure = details->failure;
     if (view.cluster_id) {
         s.has_node_id = s.has_cluster_id = s.has_incarnation = s.has_term = s.has_leader = s.has_last_index = s.has_commit_index = s.has_applied_index =
-            s.has_published_index = s.has_feature_level = s.has_log_bytes = s.has_quorum = true;
+            s.has_published_index = s.has_feature_level = s.has_log_bytes = s.has_log_first = s.has_quorum = true;
         s.node_id = view.node_id;
         s.cluster_id = view.cluster_id;
         s.incarnation = view.incarnation;
@@ -119,21 +184,11 @@ void srv_status(struct request *r)
         s.published_index = atomic_load(&d->shared.published);
         s.feature_level = view.status.feature_level;
         s.quorum = view.status.quorum;
-        if (view.phase != SHARED_UNCONFIGURED) {
-            s.log_bytes = seglog_used_len(d->log);
-            if (srv_txn(r->service, &meta, &err) == 0) {
-                srv_txn_done(r->service);
-                s.has_state_bytes = s.has_mailboxes = s.has_digest = true;
-                s.state_bytes = store_used_len(d->store);
-                s.published_index = meta.applied_index; /* of the digest beside it */
-                s.mailboxes = meta.mailboxes;
-                s.digest.data = meta.digest;
-                s.digest.len = sizeof meta.digest;
-                f.has_index = true;
-                f.index = meta.applied_index;
-            }
-        }
+        s.log_bytes = atomic_load(&d->shared.log_len);
+        s.log_first = view.status.log_first;
+        state_fill(r, &f, &s, &meta);
     }
+    care_fill(&care, &s, &view, details);
     members_fill(&s, details, view.status.leader, members, pointers);
     f.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_STATUS;
     f.status = &s;
