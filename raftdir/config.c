@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <confuse.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <pwd.h>
 #include <stddef.h>
@@ -17,34 +18,40 @@
 
 #define FILE_LEN_MAX (1 << 20)
 
-enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_USER };
+enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_USER, /* up to here: char * */ KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_SIZE, KIND_TIME };
 
 struct key {
     const char *name;
     enum kind kind;
     size_t offset; /* in struct config */
     const char *preset;
-    unsigned long min, max;
+    uint64_t min, max;
     bool required;
+    bool none; /* 0 is allowed too, and means "none" or "never" */
 };
 #define STR(field) offsetof(struct config, field)
 static const struct key keys[] = {
-    {"node_name", KIND_NAME, STR(node_name), NULL, 0, 0, true},
-    {"data_dir", KIND_PATH, STR(data_dir), NULL, 0, 0, true},
-    {"peer_listen", KIND_HOST_PORT, STR(peer_listen), NULL, 0, 0, true},
-    {"peer_advertise", KIND_HOST_PORT, STR(peer_advertise), NULL, 0, 0, false},
-    {"client_listen", KIND_HOST_PORT, STR(client_listen), NULL, 0, 0, false},
-    {"client_advertise", KIND_HOST_PORT, STR(client_advertise), NULL, 0, 0, false},
-    {"client_socket", KIND_PATH, STR(client_socket), NULL, 0, 0, false},
-    {"client_socket_mode", KIND_MODE, STR(client_socket_mode), "0660", 0, 0777, false},
-    {"tls_ca", KIND_PATH, STR(tls_ca), NULL, 0, 0, true},
-    {"tls_cert", KIND_PATH, STR(tls_cert), NULL, 0, 0, true},
-    {"tls_key", KIND_PATH, STR(tls_key), NULL, 0, 0, true},
-    {"run_as", KIND_USER, STR(run_as), NULL, 0, 0, false},
-    {"log_level", KIND_LEVEL, STR(log_level), "info", 0, 0, false},
-    {"service_threads", KIND_NUMBER, STR(service_threads), "1", 1, CONFIG_SERVICE_THREADS_MAX, false},
-    {"election_timeout_ms", KIND_NUMBER, STR(election_timeout_ms), NULL, 50, 60000, false},
-    {"heartbeat_ms", KIND_NUMBER, STR(heartbeat_ms), NULL, 10, 20000, false},
+    {"node_name", KIND_NAME, STR(node_name), NULL, 0, 0, true, false},
+    {"data_dir", KIND_PATH, STR(data_dir), NULL, 0, 0, true, false},
+    {"peer_listen", KIND_HOST_PORT, STR(peer_listen), NULL, 0, 0, true, false},
+    {"peer_advertise", KIND_HOST_PORT, STR(peer_advertise), NULL, 0, 0, false, false},
+    {"client_listen", KIND_HOST_PORT, STR(client_listen), NULL, 0, 0, false, false},
+    {"client_advertise", KIND_HOST_PORT, STR(client_advertise), NULL, 0, 0, false, false},
+    {"client_socket", KIND_PATH, STR(client_socket), NULL, 0, 0, false, false},
+    {"client_socket_mode", KIND_MODE, STR(client_socket_mode), "0660", 0, 0777, false, false},
+    {"tls_ca", KIND_PATH, STR(tls_ca), NULL, 0, 0, true, false},
+    {"tls_cert", KIND_PATH, STR(tls_cert), NULL, 0, 0, true, false},
+    {"tls_key", KIND_PATH, STR(tls_key), NULL, 0, 0, true, false},
+    {"run_as", KIND_USER, STR(run_as), NULL, 0, 0, false, false},
+    {"log_level", KIND_LEVEL, STR(log_level), "info", 0, 0, false, false},
+    {"service_threads", KIND_NUMBER, STR(service_threads), "1", 1, CONFIG_SERVICE_THREADS_MAX, false, false},
+    {"election_timeout_ms", KIND_NUMBER, STR(election_timeout_ms), NULL, 50, 60000, false, false},
+    {"heartbeat_ms", KIND_NUMBER, STR(heartbeat_ms), NULL, 10, 20000, false, false},
+    {"space_reserve", KIND_SIZE, STR(space_reserve_len), NULL, 1 << 20, 1ull << 40, false, true},
+    {"state_quota", KIND_SIZE, STR(state_quota_len), "0", 16 << 20, STORE_MAP_LEN, false, true},
+    {"image_rate", KIND_SIZE, STR(image_rate_len), "0", 64 << 10, 1ull << 40, false, true}, /* less, and a chunk would outlast IMAGE_IO_TIMEOUT_MS */
+    {"scrub_interval", KIND_TIME, STR(scrub_interval_s), NULL, 1, 365 * 86400, false, true},
+    {"log_keep", KIND_SIZE, STR(log_keep_len), NULL, 1 << 20, 16ull << 30, false, false},
 };
 #define KEYS_N (sizeof keys / sizeof *keys)
 
@@ -118,6 +125,66 @@ static int name_of_node_check(const char *s)
     return len > 0 && len <= 64 && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == len;
 }
 
+struct suffix {
+    char letter;
+    uint64_t factor;
+};
+static const struct suffix sizes[] = {{'K', 1ull << 10}, {'M', 1ull << 20}, {'G', 1ull << 30}, {'T', 1ull << 40}};
+static const struct suffix times[] = {{'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}};
+#define SUFFIXES_N 4
+
+/* A whole number and, unless it is 0, for times the suffix that says which; for sizes it may be left out: bytes. */
+static bool scaled_parse(const char *value, bool time, uint64_t *number_r)
+{
+    const struct suffix *suffixes = time ? times : sizes;
+    char *end;
+    if (*value < '0' || *value > '9')
+        return false;
+    errno = 0;
+    unsigned long long number = strtoull(value, &end, 10);
+    if (errno)
+        return false;
+    *number_r = number;
+    if (!*end)
+        return !time || number == 0;
+    for (size_t i = 0; i < SUFFIXES_N; i++)
+        if (suffixes[i].letter == *end && !end[1])
+            return !__builtin_mul_overflow(number, suffixes[i].factor, number_r);
+    return false;
+}
+
+/* In the largest unit that it is a whole number of. */
+static const char *scaled_text(uint64_t number, bool time, char buf_r[32])
+{
+    const struct suffix *suffixes = time ? times : sizes;
+    for (size_t i = SUFFIXES_N; i-- > 0;)
+        if (number % suffixes[i].factor == 0) {
+            snprintf(buf_r, 32, "%" PRIu64 "%c", number / suffixes[i].factor, suffixes[i].letter);
+            return buf_r;
+        }
+    snprintf(buf_r, 32, "%" PRIu64, number);
+    return buf_r;
+}
+
+static int scaled_take(cfg_t *cfg, const struct key *key, const char *value, void *field)
+{
+    bool time = key->kind == KIND_TIME;
+    uint64_t number;
+    char min[32], max[32];
+    bool ok = scaled_parse(value, time, &number);
+    if (!ok || ((number < key->min || number > key->max) && !(key->none && number == 0))) {
+        fail(cfg, "%s: \"%s\" is not a %s that is allowed here; wanted %s to %s%s%s", key->name, value, time ? "time" : "size", scaled_text(key->min, time, min),
+             scaled_text(key->max, time, max), key->none ? time ? ", or \"0\": never" : ", or \"0\": none" : "",
+             ok ? "" : time ? "; a whole number with s, m, h or d behind it, such as \"24h\"" : "; a whole number, with K, M, G or T behind it for powers of 1024, such as \"256M\"");
+        return -1;
+    }
+    if (time)
+        *(unsigned *)field = (unsigned)number;
+    else
+        *(uint64_t *)field = number;
+    return 0;
+}
+
 /* Checks one value and puts it into the configuration. */
 static int value_take(cfg_t *cfg, const struct key *key, const char *value)
 {
@@ -126,6 +193,9 @@ static int value_take(cfg_t *cfg, const struct key *key, const char *value)
     char host[CONFIG_HOST_LEN], port[CONFIG_PORT_LEN], *end;
     unsigned long number;
     switch (key->kind) {
+    case KIND_SIZE:
+    case KIND_TIME:
+        return scaled_take(cfg, key, value, field);
     case KIND_NUMBER:
     case KIND_MODE:
         errno = 0;
@@ -134,7 +204,7 @@ static int value_take(cfg_t *cfg, const struct key *key, const char *value)
             if (key->kind == KIND_MODE)
                 fail(cfg, "%s: \"%s\" is not a file mode; wanted an octal number such as \"0660\"", key->name, value);
             else
-                fail(cfg, "%s: \"%s\" is not a number that is allowed here; wanted %lu to %lu", key->name, value, key->min, key->max);
+                fail(cfg, "%s: \"%s\" is not a number that is allowed here; wanted %" PRIu64 " to %" PRIu64, key->name, value, key->min, key->max);
             return -1;
         }
         if (key->kind == KIND_MODE)
@@ -272,11 +342,14 @@ static int presets(struct config *c, cfg_t *cfg)
             return -1;
     for (size_t i = 0; i < KEYS_N; i++) {
         char **text = (char **)(void *)((char *)c + keys[i].offset);
-        if (keys[i].kind != KIND_NUMBER && keys[i].kind != KIND_MODE && keys[i].kind != KIND_LEVEL && !*text && !(*text = strdup("")))
+        if (keys[i].kind <= KIND_USER && !*text && !(*text = strdup("")))
             return -1;
     }
     c->election_timeout_ms = ELECTION_TIMEOUT_MS;
     c->heartbeat_ms = HEARTBEAT_MS;
+    c->space_reserve_len = SPACE_RESERVE_LEN;
+    c->scrub_interval_s = SCRUB_INTERVAL_S;
+    c->log_keep_len = LOG_KEEP_LEN;
     return 0;
 }
 
@@ -489,7 +562,7 @@ void config_destroy(struct config **config)
     if (!c)
         return;
     for (size_t i = 0; i < KEYS_N; i++)
-        if (keys[i].kind != KIND_NUMBER && keys[i].kind != KIND_MODE && keys[i].kind != KIND_LEVEL)
+        if (keys[i].kind <= KIND_USER)
             free(*(char **)(void *)((char *)c + keys[i].offset));
     for (size_t i = 0; i < c->allow_n; i++) {
         free(c->allow[i].who);

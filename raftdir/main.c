@@ -130,7 +130,9 @@ static void reload(struct daemon *d)
     struct config *c = d->config;
     if (strcmp(fresh->peer_listen, c->peer_listen) || strcmp(fresh->client_listen, c->client_listen) || strcmp(fresh->data_dir, c->data_dir) ||
         strcmp(fresh->client_socket, c->client_socket) || strcmp(fresh->peer_advertise, c->peer_advertise) || fresh->service_threads != c->service_threads ||
-        fresh->election_timeout_ms != c->election_timeout_ms || fresh->heartbeat_ms != c->heartbeat_ms)
+        fresh->election_timeout_ms != c->election_timeout_ms || fresh->heartbeat_ms != c->heartbeat_ms || fresh->space_reserve_len != c->space_reserve_len ||
+        fresh->state_quota_len != c->state_quota_len || fresh->image_rate_len != c->image_rate_len || fresh->scrub_interval_s != c->scrub_interval_s ||
+        fresh->log_keep_len != c->log_keep_len)
         logger_line(LOGGER_WARN, "main", "reload: certificates, allow sections and log_level are taken; other changes need a restart");
     pthread_mutex_lock(&d->config_mutex);
     struct access_rule *allow = c->allow;

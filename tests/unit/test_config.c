@@ -46,6 +46,11 @@ static void test_defaults(void **state)
     assert_int_equal(c->heartbeat_ms, 50);
     assert_int_equal(c->log_level, LOGGER_INFO);
     assert_int_equal(c->allow_n, 0);
+    assert_int_equal(c->space_reserve_len, 256ull << 20);
+    assert_int_equal(c->state_quota_len, 0);
+    assert_int_equal(c->image_rate_len, 0);
+    assert_int_equal(c->scrub_interval_s, 86400);
+    assert_int_equal(c->log_keep_len, 64ull << 20);
     config_destroy(&c);
     assert_null(c);
 }
@@ -75,6 +80,38 @@ static void test_all_keys(void **state)
     config_destroy(&c);
 }
 
+/* Sizes and times, as they are written -> as they are meant. */
+static void test_units(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *line;
+        uint64_t reserve, quota, rate, keep;
+        unsigned scrub_s;
+    } rows[] = {
+        {"", 256ull << 20, 0, 0, 64ull << 20, 86400},
+        {"space_reserve = 0\nscrub_interval = 0\nstate_quota = 0\nimage_rate = 0\n", 0, 0, 0, 64ull << 20, 0},
+        {"space_reserve = \"1M\"\nstate_quota = 16M\nimage_rate = 64K\nlog_keep = 1M\nscrub_interval = 1s\n", 1 << 20, 16 << 20, 64 << 10, 1 << 20, 1},
+        {"space_reserve = 1T\nstate_quota = 1T\nimage_rate = 1T\nlog_keep = 16G\nscrub_interval = 365d\n", 1ull << 40, 1ull << 40, 1ull << 40, 16ull << 30, 365 * 86400},
+        {"space_reserve = 1048577\nstate_quota = 20000000\nimage_rate = 3G\nlog_keep = 2048K\nscrub_interval = 90m\n", 1048577, 20000000, 3ull << 30, 2 << 20, 5400},
+        {"scrub_interval = 12h\n", 256ull << 20, 0, 0, 64ull << 20, 43200},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char text[1024];
+        struct config *c;
+        struct err err;
+        snprintf(text, sizeof text, "%s%s", GOOD, rows[i].line);
+        if (load(text, &c, &err) != 0)
+            fail_msg("%s", err.text);
+        assert_int_equal(c->space_reserve_len, rows[i].reserve);
+        assert_int_equal(c->state_quota_len, rows[i].quota);
+        assert_int_equal(c->image_rate_len, rows[i].rate);
+        assert_int_equal(c->log_keep_len, rows[i].keep);
+        assert_int_equal(c->scrub_interval_s, rows[i].scrub_s);
+        config_destroy(&c);
+    }
+}
+
 /* Text of the file -> what the message must hold ("%s" stands for the file's path). */
 static const struct {
     const char *text;
@@ -88,6 +125,25 @@ static const struct {
     {GOOD "service_threads = -1\n", {"%s:8: service_threads: \"-1\"", "wanted 1 to 64"}},
     {GOOD "service_threads = 99999999999999999999\n", {"%s:8: service_threads", "wanted 1 to 64"}},
     {GOOD "election_timeout_ms = 10\n", {"%s:8: election_timeout_ms: \"10\"", "wanted 50 to 60000"}},
+    {GOOD "space_reserve = much\n", {"%s:8: space_reserve: \"much\" is not a size", "wanted 1M to 1T, or \"0\": none", "K, M, G or T behind it"}},
+    {GOOD "space_reserve = \"\"\n", {"%s:8: space_reserve: \"\" is not a size", "such as \"256M\""}},
+    {GOOD "space_reserve = 1023K\n", {"%s:8: space_reserve: \"1023K\"", "wanted 1M to 1T"}},
+    {GOOD "space_reserve = 1048577M\n", {"%s:8: space_reserve", "wanted 1M to 1T"}},
+    {GOOD "space_reserve = 18446744073709551616\n", {"%s:8: space_reserve", "wanted 1M to 1T"}},
+    {GOOD "space_reserve = 16777217T\n", {"%s:8: space_reserve", "wanted 1M to 1T"}}, /* overflows to less than the maximum */
+    {GOOD "space_reserve = 256MB\n", {"%s:8: space_reserve: \"256MB\"", "K, M, G or T"}},
+    {GOOD "space_reserve = 256m\n", {"%s:8: space_reserve: \"256m\"", "K, M, G or T"}},
+    {GOOD "space_reserve = -1\n", {"%s:8: space_reserve: \"-1\""}},
+    {GOOD "space_reserve = \" 256M\"\n", {"%s:8: space_reserve: \" 256M\""}},
+    {GOOD "space_reserve = 1.5G\n", {"%s:8: space_reserve: \"1.5G\"", "a whole number"}},
+    {GOOD "state_quota = 15M\n", {"%s:8: state_quota: \"15M\"", "wanted 16M to 1T, or \"0\": none"}},
+    {GOOD "state_quota = 2T\n", {"%s:8: state_quota: \"2T\"", "wanted 16M to 1T"}},
+    {GOOD "image_rate = 1\n", {"%s:8: image_rate: \"1\"", "wanted 64K to 1T, or \"0\": none"}},
+    {GOOD "log_keep = 0\n", {"%s:8: log_keep: \"0\" is not a size that is allowed here; wanted 1M to 16G"}},
+    {GOOD "scrub_interval = 86400\n", {"%s:8: scrub_interval: \"86400\" is not a time", "wanted 1s to 365d, or \"0\": never", "s, m, h or d behind it, such as \"24h\""}},
+    {GOOD "scrub_interval = 366d\n", {"%s:8: scrub_interval: \"366d\"", "wanted 1s to 365d"}},
+    {GOOD "scrub_interval = 213503982334602d\n", {"%s:8: scrub_interval", "wanted 1s to 365d"}}, /* overflows */
+    {GOOD "scrub_interval = 1w\n", {"%s:8: scrub_interval: \"1w\"", "s, m, h or d"}},
     {GOOD "heartbeat_ms = 200\n", {"heartbeat_ms 200 is too long for election_timeout_ms 250", "at most half"}},
     {GOOD "log_level = loud\n", {"%s:8: log_level: \"loud\"", "wanted error, warn, info or debug"}},
     {GOOD "client_socket_mode = \"0999\"\n", {"%s:8: client_socket_mode: \"0999\"", "octal"}},
@@ -186,7 +242,7 @@ static void test_access_rules(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_all_keys),     cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_all_keys),     cmocka_unit_test(test_units), cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_missing_file), cmocka_unit_test(test_access_rules),
     };
     int fd = mkstemp(path);
