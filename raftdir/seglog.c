@@ -10,6 +10,7 @@
  *        32 u64 XXH3-64 of the payload, seeded with the salt   40 u64 the same of the 40 bytes before, so of the whole frame   48 payload
  * Payload: batches: u64 first index, u32 number of entries, u32 0, entries: u64 term, u32 length, u32 type, bytes. Each batch cuts the log at its first
  *        index and then appends: all of a frame or nothing of it. A frame without batches is a seal: it only says that all before it is durable.
+ *        A batch of no entries is the base of a log that was made for an image: the next entry is `first`. Valid only where nothing stands before it but seals.
  *
  * Invariants
  * - One frame is under way at a time: frame N + 1 is written when N is durable, so durable_seq is seq - 1.
@@ -17,6 +18,7 @@
  * - A segment exists under its name only complete: made as .tmp, preallocated, header written, synced, renamed, directory synced, before a frame goes in.
  *   It is made when everything in the segment before it is durable.
  * - What seglog_open returns has been synced: a process that was killed between write and sync leaves frames that only the page cache holds.
+ * - Once an entry or a base was written, some segment always says where the log begins: seglog_cut leaves the newest segment that does.
  *
  * The end of the log at start. In a segment that is not the newest, fewer frames than the next segment's header says: damage. In the newest, a bad
  * frame (checksum, length, magic) where frame N belongs is
@@ -28,7 +30,8 @@
  *
  * What can't be decided: damage to the last frame, as long as nothing was written after it, looks like a torn tail; so does losing the last frames' blocks
  * together, or the newest segments as whole files. To keep that window small, closing and opening write a seal when the newest frame is none: what is
- * open to doubt is at most the one frame written last before a crash, until the next is. Raft's other copies are what protects that one.
+ * open to doubt is at most the one frame written last before a crash, until the next is. Raft's other copies are what protects that one. A base
+ * is sealed at once: no vote and no acknowledgement may stand on a log whose beginning is open to doubt.
  * Padding behind a frame and behind the headers carries nothing and is not checked.
  *
  * Full disk: a frame that doesn't fit asks for the next segment first; if that can't be had, RAFTDIR_ENOSPC and nothing was written. Within a segment the space
@@ -55,6 +58,17 @@ static const uint8_t zeros[SEGLOG_ZERO_AHEAD_LEN];
 static void segment_name(uint64_t number, const char *suffix, char *buf_r, size_t size)
 {
     snprintf(buf_r, size, "%020" PRIu64 ".seg%s", number, suffix);
+}
+
+void seglog_publish(struct seglog *log, size_t from)
+{
+    pthread_mutex_lock(&log->durable_mutex);
+    log->durable = (struct seglog_durable){.seq = log->seq};
+    if (log->segments_n > from) {
+        log->durable.oldest = log->segments[from].number;
+        log->durable.newest = log->segments[log->segments_n - 1].number;
+    }
+    pthread_mutex_unlock(&log->durable_mutex);
 }
 
 /* Makes the next segment and leaves `log` at its start. On failure the log is as it was. */
@@ -113,6 +127,7 @@ static int segment_create(struct seglog *log, struct err *err)
     log->pos = log->zeroed = SEGLOG_BLOCK_LEN;
     log->size = log->segment_len;
     atomic_fetch_add(&log->used_len, SEGLOG_BLOCK_LEN);
+    seglog_publish(log, 0);
     return 0;
 remove_tmp:
     io->close(io->data, fd);
@@ -158,6 +173,7 @@ static int frame_flush(struct seglog *log, size_t len, struct err *err)
     log->seq++;
     log->segments[log->segments_n - 1].used_len += len;
     atomic_fetch_add(&log->used_len, len);
+    seglog_publish(log, 0);
     return 0;
 }
 
@@ -195,6 +211,25 @@ static int frame_write(struct seglog *log, const struct log_batch *batches, size
     if (!rc)
         log->sealed = batches_n == 0;
     return rc;
+}
+
+int seglog_base(struct seglog *log, uint64_t index, struct err *err)
+{
+    int rc = seglog_refused(log, err);
+    if (rc)
+        return rc;
+    bool again = !log->empty && log->base == index && log->last == index; /* the base was written, its seal wasn't */
+    if (index == UINT64_MAX || (!log->empty && !again))
+        return err_set(err, RAFTDIR_EINVAL, "begin the log after entry %" PRIu64 ": it holds entries %" PRIu64 "..%" PRIu64 " already", index, log->base + 1,
+                       log->last);
+    if (!again) {
+        struct log_batch base = {.first = index + 1};
+        rc = frame_write(log, &base, SEGLOG_BATCH_HEADER_LEN, 1, err);
+        if (rc)
+            return rc;
+        seglog_account(log, &log->segments[log->segments_n - 1], base.first, 0);
+    }
+    return log->sealed ? 0 : frame_write(log, NULL, 0, 0, err);
 }
 
 /* Would the batches leave a log without gaps? */
@@ -236,20 +271,34 @@ int seglog_write(struct seglog *log, const struct log_batch *batches, struct err
     return 0;
 }
 
+/* Does any segment but the oldest say where the log begins? One between may hold nothing but a seal: its disk was full. */
+static bool later_segment_begins(const struct seglog *log)
+{
+    for (size_t i = log->segments_n; i-- > 1;) {
+        if (log->segments[i].first)
+            return true;
+    }
+    return false;
+}
+
 int seglog_cut(struct seglog *log, uint64_t index, struct err *err)
 {
     int rc = seglog_refused(log, err);
     if (rc)
         return rc;
-    /* One by one, each removal durable before the next: a crash never leaves a gap. A segment with entries always stays, it says where the log begins. */
-    while (log->segments_n > 1 && log->segments[1].first && log->segments[0].last <= index) {
+    /* One by one, each removal durable before the next: a crash never leaves a gap. */
+    while (log->segments[0].last <= index && later_segment_begins(log)) {
         char name[40], path[SEGLOG_PATH_LEN_MAX];
         segment_name(log->segments[0].number, "", name, sizeof name);
         rc = seglog_path(log, name, path, err);
         if (rc)
             return rc;
-        if (log->io.unlink(log->io.data, path) < 0 && errno != ENOENT)
-            return seglog_fail_errno(err, errno, "remove", path);
+        seglog_publish(log, 1); /* before it goes: a scrub must not miss it */
+        if (log->io.unlink(log->io.data, path) < 0 && errno != ENOENT) {
+            rc = seglog_fail_errno(err, errno, "remove", path);
+            seglog_publish(log, 0);
+            return rc;
+        }
         atomic_fetch_sub(&log->used_len, log->segments[0].used_len);
         log->segments_n--;
         memmove(log->segments, log->segments + 1, log->segments_n * sizeof *log->segments);
@@ -287,6 +336,7 @@ static void log_free(struct seglog *log)
         log->io.close(log->io.data, log->vote_fd);
     if (log->dir_fd >= 0)
         close(log->dir_fd);
+    pthread_mutex_destroy(&log->durable_mutex);
     pthread_mutex_destroy(&log->vote_mutex);
     free(log->segments);
     free(log->buf);
@@ -325,6 +375,8 @@ static int open_files(struct seglog *log, struct seglog_found *found, struct err
         if (rc == RAFTDIR_ENOSPC) /* a log on a full disk opens all the same */
             rc = 0;
     }
+    if (!rc)
+        seglog_publish(log, 0);
     return rc;
 }
 
@@ -341,6 +393,8 @@ int seglog_open_with(const char *dir, const struct seglog_identity *who, const s
     log->segment_len = o && o->segment_len ? o->segment_len / SEGLOG_BLOCK_LEN * SEGLOG_BLOCK_LEN : LOG_SEGMENT_LEN;
     assert(log->segment_len >= 2 * SEGLOG_BLOCK_LEN && log->segment_len <= SEGLOG_SEGMENT_LEN_MAX);
     int rc = pthread_mutex_init(&log->vote_mutex, NULL);
+    if (!rc && (rc = pthread_mutex_init(&log->durable_mutex, NULL)) != 0)
+        pthread_mutex_destroy(&log->vote_mutex);
     if (rc) {
         free(log);
         return err_set(err, err_from_errno(rc), "open the log: %s", strerror(rc));

@@ -65,7 +65,8 @@ int seglog_write(struct seglog *log, const struct log_batch *batches, struct err
 int seglog_vote(struct seglog *log, uint64_t term, uint64_t voted_for, struct err *err);
 /* Removes whole segments that hold only entries <= index (they are in a synced state); never the newest entries. Same thread as seglog_write. */
 int seglog_cut(struct seglog *log, uint64_t index, struct err *err);
-/* For an empty log: the next entry will be `index` + 1; durable on return. So a log that was made for an image is told from one that lost its entries. */
+/* For a log that has held no entry yet: the next entry will be `index` + 1, nothing else is taken; durable on return, and found.first after every start. So a log
+ * that was made for an image is told from one that lost its entries. RAFTDIR_ENOSPC: may be tried again. Same thread as seglog_write. */
 int seglog_base(struct seglog *log, uint64_t index, struct err *err);
 uint64_t seglog_used_len(const struct seglog *log); /* thread-safe */
 

@@ -30,6 +30,11 @@ struct seglog_frame_header {
     uint64_t seq, durable_seq, payload_sum;
 };
 
+/* What is on the disk for certain: segments by number, and all frames before `seq`. */
+struct seglog_durable {
+    uint64_t oldest, newest, seq;
+};
+
 struct seglog {
     struct seglog_io io;
     struct seglog_identity who;
@@ -44,10 +49,14 @@ struct seglog {
     uint64_t salt, pos, size, zeroed; /* of the open segment: where the next frame goes, end of the file, end of the zeros written ahead */
     uint64_t seq;                     /* of the next frame */
     uint64_t base, last;              /* entries base + 1 .. last are in the log */
-    bool empty;                       /* no entry was ever appended: any index may come first */
+    bool empty;                       /* neither an entry nor a base was ever written: any index may come first */
     bool sealed;                      /* the newest frame is a seal, or there is none */
     uint8_t *buf;
     size_t buf_size;
+
+    /* Under durable_mutex, which is held for a copy only: written by the writing thread, read by the scrub. */
+    pthread_mutex_t durable_mutex;
+    struct seglog_durable durable;
 
     /* Under vote_mutex. */
     pthread_mutex_t vote_mutex;
@@ -83,9 +92,12 @@ int seglog_payload_len(const struct log_batch *batches, size_t max, size_t *len_
 void seglog_payload_put(uint8_t *p, const struct log_batch *batches);
 bool seglog_all_zero(const uint8_t *p, size_t len);
 
+/* seglog.c: tells the scrub how far it may read; segments before the `from`-th are about to go. */
+void seglog_publish(struct seglog *log, size_t from);
+
 /* seglog_replay.c: fills segments, pos, seq, base, last and so on from the files. */
 int seglog_replay(struct seglog *log, struct seglog_found *found, struct err *err);
-/* A frame's batch goes into the log: what it cuts off, what each segment still holds. */
+/* A frame's batch goes into the log: what it cuts off, what each segment still holds. n is 0 for a base. */
 void seglog_account(struct seglog *log, struct seglog_segment *current, uint64_t first, unsigned n);
 
 /* seglog_vote.c */

@@ -55,7 +55,7 @@ static int entries_append(struct replay *r, struct entry *e)
 static int batch_apply(struct replay *r, uint64_t first, uint32_t n, const uint8_t *p, const uint8_t *end, const uint8_t **next_r)
 {
     struct seglog *log = r->log;
-    if (n == 0 || first == 0 || first > UINT64_MAX - n)
+    if ((n == 0 && !log->empty) || first == 0 || first > UINT64_MAX - n)
         return RAFTDIR_ECORRUPT;
     if (!log->empty && first > log->last + 1)
         return RAFTDIR_ECORRUPT;
