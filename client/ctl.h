@@ -40,7 +40,8 @@ struct ctl_options {
     bool if_generation, has_epoch;
     /* cluster */
     const char *via;
-    bool promote;
+    const char *replace;
+    bool promote, standby, force;
     /* import, export */
     const char *format, *output, *on_error, *local_server;
     bool dry_run, resume, exact;
@@ -138,10 +139,12 @@ int ctl_verify(struct ctl *c);
 int ctl_barrier(struct ctl *c);
 int ctl_cluster_bootstrap(struct ctl *c);
 int ctl_cluster_join(struct ctl *c);
+int ctl_cluster_rebuild(struct ctl *c);
 int ctl_cluster_status(struct ctl *c);
 int ctl_member_list(struct ctl *c);
 int ctl_member_add(struct ctl *c);
 int ctl_member_promote(struct ctl *c);
+int ctl_member_demote(struct ctl *c);
 int ctl_member_remove(struct ctl *c);
 int ctl_leader_show(struct ctl *c);
 int ctl_leader_transfer(struct ctl *c);

@@ -15,12 +15,18 @@
 
 const struct ctl_command ctl_commands[] = {
     {"cluster bootstrap", ctl_cluster_bootstrap, 0, 0, "", "make the node at -e the first of a new cluster", "", NULL},
-    {"cluster join", ctl_cluster_join, 0, 0, "--via ENDPOINT", "make the node at -e a member of the cluster at --via", "via,promote",
-     "  The new node becomes a standby; with --promote it votes as soon as it has caught up. May be repeated: what is done stays done.\n"},
+    {"cluster join", ctl_cluster_join, 0, 0, "--via ENDPOINT", "make the node at -e a member of the cluster at --via", "via,promote,replace",
+     "  The new node becomes a standby; with --promote it votes as soon as it has caught up. May be repeated: what is done stays done.\n"
+     "  --replace MEMBER: it takes the place of that member, which is removed when the new one has caught up.\n"},
+    {"cluster rebuild", ctl_cluster_rebuild, 0, 0, "--via ENDPOINT", "empty a failed or removed node (-e) and fetch everything anew", "via,standby,force,yes",
+     "  The node's old id is removed, its data deleted, and it joins as a new member: a voter if it was one, else (or with --standby) a standby.\n"
+     "  Asks on a terminal unless --yes. --force: also a node that is in order. May be repeated: what is done stays done.\n"},
     {"cluster status", ctl_cluster_status, 0, 0, "", "all nodes, who leads, how far behind", "", "  Exit code 3 when no node with a quorum answers.\n"},
     {"member list", ctl_member_list, 0, 0, "", "the members as the leader sees them", "", NULL},
     {"member add", ctl_member_add, 3, 3, "ADDRESS CERT-NAME UUID", "add a standby by hand (`cluster join` does this and more)", "", NULL},
     {"member promote", ctl_member_promote, 1, 1, "MEMBER", "let a standby vote", "", "  MEMBER is an id, or the name in the member's certificate.\n"},
+    {"member demote", ctl_member_demote, 1, 1, "MEMBER", "a voter becomes a standby", "",
+     "  MEMBER is an id, or the name in the member's certificate. The leader can't demote itself: `raftdirctl leader transfer` first.\n"},
     {"member remove", ctl_member_remove, 1, 1, "MEMBER", "remove a member for good", "yes",
      "  MEMBER is an id, or the name in the member's certificate. The leader can't remove itself: `raftdirctl leader transfer` first.\n"},
     {"leader show", ctl_leader_show, 0, 0, "", "who leads", "", NULL},
@@ -106,6 +112,9 @@ enum {
     OPT_TTL,
     OPT_VIA,
     OPT_PROMOTE,
+    OPT_REPLACE,
+    OPT_STANDBY,
+    OPT_FORCE,
     OPT_FORMAT,
     OPT_ON_ERROR,
     OPT_DRY_RUN,
@@ -160,6 +169,9 @@ static const struct option options[] = {{"endpoint", required_argument, NULL, 'e
                                         {"ttl", required_argument, NULL, OPT_TTL},
                                         {"via", required_argument, NULL, OPT_VIA},
                                         {"promote", no_argument, NULL, OPT_PROMOTE},
+                                        {"replace", required_argument, NULL, OPT_REPLACE},
+                                        {"standby", no_argument, NULL, OPT_STANDBY},
+                                        {"force", no_argument, NULL, OPT_FORCE},
                                         {"format", required_argument, NULL, OPT_FORMAT},
                                         {"on-error", required_argument, NULL, OPT_ON_ERROR},
                                         {"dry-run", no_argument, NULL, OPT_DRY_RUN},
@@ -468,6 +480,9 @@ static int take_option(struct ctl *c, int o, const char *arg)
         break;
     case OPT_VIA: x->via = arg; break;
     case OPT_PROMOTE: x->promote = true; break;
+    case OPT_REPLACE: x->replace = arg; break;
+    case OPT_STANDBY: x->standby = true; break;
+    case OPT_FORCE: x->force = true; break;
     case OPT_FORMAT: x->format = arg; break;
     case OPT_ON_ERROR: x->on_error = arg; break;
     case OPT_DRY_RUN: x->dry_run = true; break;

@@ -216,7 +216,7 @@ int ctl_verify(struct ctl *c)
         for (size_t i = 0; i < json_array_size(problems); i++)
             fprintf(stderr, "  %s\n", json_string_value(json_array_get(problems, i)));
         if (bad)
-            fputs("A node's data is damaged or differs. Keep the majority; stop that node, and see its log.\n", stderr);
+            fputs("A node's data is damaged, or differs from the others'. Trust the majority; `raftdirctl -e THAT-NODE cluster rebuild --via ANOTHER` makes it whole.\n", stderr);
         if (members_n > n)
             fprintf(stderr, "note: %zu of the cluster's %zu members %s not asked: that takes --ca, --cert and --key, or their sockets with -e\n", members_n - n,
                     members_n, members_n - n == 1 ? "was" : "were");
