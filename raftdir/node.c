@@ -408,6 +408,7 @@ int node_create(const struct node_options *options, const struct node_io *io, co
     /* A life of its own: an answer to a question of an earlier life must not match one of this. */
     n->corr_next = (uint64_t)options->seed << 32 | 1;
     n->freshness_seq = n->corr_next;
+    node_digests_boot(n, boot->checkpoints, boot->checkpoints_n);
     n->start.term = boot->term;
     n->start.voted_for = boot->voted_for;
     n->start.start_index = boot->log_first;
@@ -489,6 +490,7 @@ void node_destroy(struct node **node)
     node_ops_close(n);
     node_reads_close(n);
     node_members_close(n);
+    node_digests_close(n);
     guard_destroy(&n->guard);
     if (!n->started && n->start.metadata)
         raft_configuration_close(&n->start_metadata.configuration);
@@ -539,6 +541,7 @@ void node_tick(struct node *n, uint64_t now)
     node_reads_period(n);
     node_ops_period(n);
     node_members_progress(n);
+    node_digests_period(n);
 }
 
 void node_receive(struct node *n, uint64_t now, uint64_t from, const uint8_t *frame, size_t len)
@@ -586,6 +589,9 @@ void node_receive(struct node *n, uint64_t now, uint64_t from, const uint8_t *fr
     case RAFTDIR__PEER__FRAME__BODY_MEMBER_FORWARD_RESULT:
         node_members_forward_result(n, from, f->member_forward_result);
         break;
+    case RAFTDIR__PEER__FRAME__BODY_CHECKPOINTS:
+        node_digests_receive(n, from, f->checkpoints);
+        break;
     case RAFTDIR__PEER__FRAME__BODY__NOT_SET:
         n->frames_dropped++; /* a newer peer's frame, or none at all */
         break;
@@ -632,6 +638,8 @@ void node_applied(struct node *n, uint64_t now, struct apply_batch *batch)
         if (e->type == RAFT_CHANGE)
             stepped(n, guard_configuration(n->guard, n->now, e->index, e->data, e->len, &n->err));
     }
+    if (!n->failed)
+        node_digests_applied(n, batch->checkpoints, batch->checkpoints_n); /* first: results of a wrong state aren't told */
     for (size_t i = 0; i < batch->results_n && !n->failed; i++)
         node_ops_result(n, &batch->results[i]);
     if (n->failed)
@@ -689,6 +697,7 @@ void node_status_get(struct node *n, uint64_t now, struct node_status *s)
     s->writes_pending = HASH_COUNT(n->ops);
     s->frames_dropped = n->frames_dropped;
     s->log_bytes = n->log_bytes;
+    node_digests_status(n, s);
 }
 
 size_t node_members(struct node *n, uint64_t now, struct node_peer *list_r, size_t max)

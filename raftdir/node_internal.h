@@ -5,6 +5,7 @@
  * node_op.c      writes: waiting, forwarding, packing, results
  * node_read.c    probes, quorum reads, freshness
  * node_member.c  membership changes and leadership transfer
+ * node_digest.c  digests of the state, compared with the other members'
  * node_address.c the member's address text */
 #ifndef RAFTDIR_NODE_INTERNAL_H
 #define RAFTDIR_NODE_INTERNAL_H
@@ -93,6 +94,30 @@ struct member {
     char busy_text[ERR_TEXT_LEN];
 };
 
+/* Digests at indexes, ascending; when it is full, the oldest leaves. */
+struct digest_list {
+    struct store_checkpoint at[DIGESTS_KEPT];
+    size_t n;
+};
+enum digest_verdict { DIGEST_FINE = 0, DIGEST_UNDECIDED, DIGEST_MEMBER_IS_WRONG };
+/* A member, as far as digests go. */
+struct digest_member {
+    uint64_t id;
+    struct digest_list told;
+    uint64_t sent_ms;            /* when it was last told ours; 0: never */
+    bool heard;                  /* a frame of its came before sent_ms: it could be reached */
+    uint64_t differs_index;      /* the newest index known of both, where they differ; 0: they don't, or there is none */
+    uint64_t differs_ms;         /* seen since */
+    enum digest_verdict alarmed; /* as told by io.alarm */
+};
+struct digests {
+    struct digest_list own;
+    struct digest_member *members[MEMBERS_MAX];
+    size_t members_n;
+    bool news;                         /* own has something that nobody was told */
+    uint64_t configuration_seen[2];
+};
+
 struct node {
     struct node_options options;
     struct node_io io;
@@ -150,6 +175,7 @@ struct node {
     uint64_t fresh_ms; /* the applied state holds everything that was committed at this time */
 
     struct member *members;
+    struct digests digests;
 
     struct node_peer_state peers[MEMBERS_MAX * 2];
     size_t peers_n;
@@ -210,5 +236,13 @@ void node_members_leader_changed(struct node *n);
 void node_members_progress(struct node *n); /* after anything that may let one go on */
 void node_members_flush(struct node *n);
 void node_members_close(struct node *n);
+
+/* node_digest.c */
+void node_digests_boot(struct node *n, const struct store_checkpoint *list, size_t count);
+void node_digests_applied(struct node *n, const struct store_checkpoint *list, size_t count); /* may fail the node */
+void node_digests_receive(struct node *n, uint64_t from, const Raftdir__Peer__Checkpoints *c); /* may fail the node */
+void node_digests_period(struct node *n);
+void node_digests_status(const struct node *n, struct node_status *s);
+void node_digests_close(struct node *n);
 
 #endif
