@@ -19,7 +19,7 @@ const struct ctl_command ctl_commands[] = {
      "  The new node becomes a standby; with --promote it votes as soon as it has caught up. May be repeated: what is done stays done.\n"
      "  --replace MEMBER: it takes the place of that member, which is removed when the new one has caught up.\n"},
     {"cluster rebuild", ctl_cluster_rebuild, 0, 0, "--via ENDPOINT", "empty a failed or removed node (-e) and fetch everything anew", "via,standby,force,yes",
-     "  The node's old id is removed, its data deleted, and it joins as a new member: a voter if it was one, else (or with --standby) a standby.\n"
+     "  The node's old id is removed, its data deleted, and it joins as a new member: a voter, unless it was a standby or --standby says so.\n"
      "  Asks on a terminal unless --yes. --force: also a node that is in order. May be repeated: what is done stays done.\n"},
     {"cluster status", ctl_cluster_status, 0, 0, "", "all nodes, who leads, how far behind", "", "  Exit code 3 when no node with a quorum answers.\n"},
     {"member list", ctl_member_list, 0, 0, "", "the members as the leader sees them", "", NULL},
