@@ -46,6 +46,11 @@ struct daemon {
     struct store *store;
     _Atomic unsigned store_generation; /* counts the states: a reader whose number differs drops its transaction and takes the new one */
     struct seglog *log;
+    /* Who reads the log's files beside the log thread: daemon_log_hold. */
+    pthread_cond_t log_idle;
+    bool log_readable;
+    unsigned log_readers;
+    _Atomic bool log_closing;
 
     struct consensus *consensus;
     struct service **services;
@@ -68,6 +73,13 @@ void daemon_stop(struct daemon *d, int exit_code);
 struct store *daemon_store(struct daemon *d, unsigned *generation_r);
 /* Consensus thread: `store` (given; NULL: none) is the current state from now on. */
 void daemon_store_set(struct daemon *d, struct store *store);
+/* The log, for reading its files (seglog_scrub); NULL: there is none. It stays open until daemon_log_release; the reader looks at d->log_closing and ends soon when
+ * it is set. Thread-safe. */
+const struct seglog *daemon_log_hold(struct daemon *d);
+void daemon_log_release(struct daemon *d);
+/* Consensus thread: d->log is open, and its files may be read; closes d->log, after waiting for those who read. */
+void daemon_log_opened(struct daemon *d);
+void daemon_log_close(struct daemon *d);
 /* The role of a connection, by the rules as they are now. cert_name NULL: a Unix socket's uid. */
 int daemon_access(struct daemon *d, const char *cert_name, uid_t uid, struct access *access_r, struct err *err);
 /* The context for new connections; give it back with SSL_CTX_free. */

@@ -85,6 +85,45 @@ void daemon_store_set(struct daemon *d, struct store *store)
     store_close(&old); /* the environment goes with its last reader */
 }
 
+const struct seglog *daemon_log_hold(struct daemon *d)
+{
+    const struct seglog *log = NULL;
+    pthread_mutex_lock(&d->store_mutex);
+    if (d->log_readable) {
+        log = d->log;
+        d->log_readers++;
+    }
+    pthread_mutex_unlock(&d->store_mutex);
+    return log;
+}
+
+void daemon_log_release(struct daemon *d)
+{
+    pthread_mutex_lock(&d->store_mutex);
+    if (--d->log_readers == 0)
+        pthread_cond_signal(&d->log_idle);
+    pthread_mutex_unlock(&d->store_mutex);
+}
+
+void daemon_log_opened(struct daemon *d)
+{
+    pthread_mutex_lock(&d->store_mutex);
+    d->log_readable = true;
+    pthread_mutex_unlock(&d->store_mutex);
+}
+
+void daemon_log_close(struct daemon *d)
+{
+    pthread_mutex_lock(&d->store_mutex);
+    d->log_readable = false;
+    atomic_store(&d->log_closing, true);
+    while (d->log_readers)
+        pthread_cond_wait(&d->log_idle, &d->store_mutex);
+    atomic_store(&d->log_closing, false);
+    pthread_mutex_unlock(&d->store_mutex);
+    seglog_close(&d->log);
+}
+
 /* --- Certificates ------------------------------------------------------------------------------------------------------------------- */
 
 static int certificates_load(const struct config *c, SSL_CTX **tls_r, char *name_r, size_t size, struct err *err)
@@ -269,7 +308,7 @@ destroy_services:
     for (unsigned i = 0; i < created; i++)
         service_destroy(&d->services[i]);
     free(d->services);
-    seglog_close(&d->log);
+    daemon_log_close(d);
     store_close(&d->store);
     return rc;
 }
@@ -370,6 +409,7 @@ int main(int argc, char **argv)
     d->started_ms = shared_now_ms();
     pthread_mutex_init(&d->config_mutex, NULL);
     pthread_mutex_init(&d->store_mutex, NULL);
+    pthread_cond_init(&d->log_idle, NULL);
     if (shared_init(&d->shared) != 0 || uv_loop_init(&d->loop) != 0 || uv_async_init(&d->loop, &d->wake, on_wake) != 0)
         mem_exhausted("start");
     d->wake.data = d;
@@ -378,6 +418,7 @@ int main(int argc, char **argv)
     uv_run(&d->loop, UV_RUN_DEFAULT);
     uv_loop_close(&d->loop);
     shared_close(&d->shared);
+    pthread_cond_destroy(&d->log_idle);
     pthread_mutex_destroy(&d->store_mutex);
     pthread_mutex_destroy(&d->config_mutex);
     free(d);

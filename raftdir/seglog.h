@@ -76,6 +76,7 @@ struct seglog_scrub_cb {
     void *data;
     void (*problem)(void *data, const char *text);
     bool (*stop)(void *data);
+    void (*progress)(void *data, uint64_t len); /* bytes read so far; NULL allowed */
 };
 int seglog_scrub(const struct seglog *log, const struct seglog_scrub_cb *cb, uint64_t *problems_r, struct err *err);
 

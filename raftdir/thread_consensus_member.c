@@ -126,6 +126,7 @@ static int node_open(struct consensus *c, enum make make, struct err *err)
     if (rc != 0)
         goto close_log;
     store_read_end(&txn);
+    daemon_log_opened(d);
     atomic_store(&d->shared.published, boot.meta.applied_index);
     c->removed = apply_members_removed(&c->applied_members, c->identity.node_id);
     logger_line(LOGGER_INFO, "consensus", "state at index %" PRIu64 ", %zu entries in the log, term %" PRIu64, boot.meta.applied_index, boot.entries_n, boot.term);
@@ -135,7 +136,7 @@ close_log:
     if (txn)
         store_read_end(&txn);
     found_free(&found);
-    seglog_close(&d->log);
+    daemon_log_close(d);
 close_store:
     store_close(&d->store);
     return rc;
@@ -180,7 +181,7 @@ stop_peers:
     consensus_peers_stop(c);
 destroy_node:
     node_destroy(&c->node);
-    seglog_close(&d->log);
+    daemon_log_close(d);
     store_close(&d->store);
     return rc;
 }
