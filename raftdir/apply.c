@@ -35,13 +35,14 @@ struct apply_batch *apply_batch_create(struct entry *const *entries, unsigned n)
     return b;
 }
 
-static void drop_results(struct apply_batch *b)
+static void drop_outputs(struct apply_batch *b)
 {
     for (size_t i = 0; i < b->results_n; i++)
         free(b->results[i].result);
     free(b->results);
     b->results = NULL;
     b->results_n = 0;
+    b->checkpoints_n = 0;
 }
 
 void apply_batch_destroy(struct apply_batch **batch)
@@ -49,7 +50,7 @@ void apply_batch_destroy(struct apply_batch **batch)
     struct apply_batch *b = *batch;
     if (!b)
         return;
-    drop_results(b);
+    drop_outputs(b);
     for (unsigned i = 0; i < b->n; i++)
         entry_unref(b->entries[i]);
     free(b->entries);
@@ -287,6 +288,20 @@ static int apply_configuration(struct apply_ctx *ctx, const struct entry *e)
     return store_configuration_put(ctx->txn, e->data, e->len, e->index, ctx->err);
 }
 
+/* The digest at this index: into the state, and told with the batch. */
+static int record_checkpoint(struct apply_batch *b, struct apply_ctx *ctx, uint64_t index)
+{
+    int rc = store_checkpoint_put(ctx->txn, index, ctx->err);
+    if (rc)
+        return rc;
+    if (b->checkpoints_n == APPLY_BATCH_CHECKPOINTS_MAX) /* a batch beyond APPLY_BATCH_ENTRIES: the newest are told */
+        memmove(&b->checkpoints[0], &b->checkpoints[1], --b->checkpoints_n * sizeof b->checkpoints[0]);
+    struct store_checkpoint *c = &b->checkpoints[b->checkpoints_n++];
+    c->index = index;
+    record_digest_bytes(&ctx->txn->state.digest, c->digest);
+    return 0;
+}
+
 static int apply_entry(struct apply_batch *b, struct apply_ctx *ctx, const struct entry *e)
 {
     struct store_meta *meta = &ctx->txn->state.meta;
@@ -310,13 +325,13 @@ static int apply_entry(struct apply_batch *b, struct apply_ctx *ctx, const struc
         return err_wrap(ctx->err, "apply entry %llu", (unsigned long long)e->index);
     meta->applied_index = e->index;
     meta->applied_term = e->term;
-    return e->index % DIGEST_INTERVAL == 0 ? store_checkpoint_put(ctx->txn, e->index, ctx->err) : 0;
+    return e->index % DIGEST_INTERVAL == 0 ? record_checkpoint(b, ctx, e->index) : 0;
 }
 
 void apply_batch_run(struct store *store, struct apply_batch *b)
 {
     struct store_txn *txn = NULL;
-    drop_results(b);
+    drop_outputs(b);
     b->err = (struct err){0};
     struct apply_ctx *ctx = malloc(sizeof *ctx); /* some hundred KB: not for the stack */
     if (!ctx) {
@@ -344,7 +359,7 @@ void apply_batch_run(struct store *store, struct apply_batch *b)
     else
         b->status = store_write_commit(&txn, &b->err);
     if (b->status)
-        drop_results(b);
+        drop_outputs(b);
 free_ctx:
     free(ctx);
 }

@@ -31,7 +31,7 @@ struct apply_batch {
     struct apply_result *results;
     size_t results_n;
     struct store_meta meta; /* as published by this batch's commit */
-    struct store_checkpoint checkpoints[APPLY_BATCH_CHECKPOINTS_MAX]; /* recorded by this batch */
+    struct store_checkpoint checkpoints[APPLY_BATCH_CHECKPOINTS_MAX]; /* recorded by this batch, ascending; none by entries that were applied before */
     size_t checkpoints_n;
 };
 

@@ -1,11 +1,12 @@
 /* test_apply.c - what the random stream of test_apply_model.c doesn't reach: big subtrees and their limit, a request too big to be taken back,
- * replicas' registrations, the feed, what a digest leaves out. White-box. */
+ * replicas' registrations, the feed, what a digest leaves out, checkpoints. White-box. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include <raft.h>
 #include "raftdir/name.h"
 #include "raftdir/store_state.h"
 #include "support_store.h"
@@ -369,12 +370,91 @@ static void test_expiry_is_bounded(void **state)
     support_store_close(&s);
 }
 
+static struct store_meta run_one(struct support_store *s, struct apply_batch *b, int status, size_t checkpoints)
+{
+    apply_batch_run(s->store, b);
+    assert_int_equal(b->status, status);
+    assert_int_equal(b->checkpoints_n, checkpoints);
+    return b->meta;
+}
+
+/* A batch tells the digests that it has recorded: each once, also when it has to be run again. */
+static void test_checkpoints(void **state)
+{
+    (void)state;
+    enum { N = 2 * DIGEST_INTERVAL + 100, A = DIGEST_INTERVAL - 10, B = DIGEST_INTERVAL + 10 };
+    struct support_store s, steps;
+    struct support_arena a = {0};
+    struct entry **entries = calloc(N + 1, sizeof(struct entry *)); /* by index */
+    struct store_checkpoint list[DIGESTS_KEPT];
+    size_t list_n = DIGESTS_KEPT;
+    struct store_txn *txn;
+    assert_non_null(entries);
+    support_store_open(&s, 256 << 10);
+    support_store_open(&steps, 0);
+    for (int i = 1; i <= N; i++) {
+        Raftdir__Log__Op *ops[500];
+        char name[32];
+        if (i != A && i != B) {
+            entries[i] = entry_create((uint64_t)i, 1, RAFT_BARRIER, NULL, 0);
+            continue;
+        }
+        size_t n = i == A ? 1 : 500; /* the second one needs more room than the small store has */
+        for (size_t k = 0; k < n; k++) {
+            snprintf(name, sizeof name, "user.u%d.%zu", i, k);
+            ops[k] = support_put(&a, name, "be1", "p1", "anna\tlrs\t");
+        }
+        Raftdir__Log__Request *req = support_request(&a, &s, ops, n);
+        entries[i] = support_entry(&s, (uint64_t)i, &req, 1);
+    }
+
+    /* Step by step: which digests these are. */
+    struct apply_batch *b = apply_batch_create(entries + 1, DIGEST_INTERVAL - 1);
+    run_one(&steps, b, 0, 0);
+    apply_batch_destroy(&b);
+    b = apply_batch_create(entries + DIGEST_INTERVAL, 1);
+    struct store_meta first = run_one(&steps, b, 0, 1);
+    apply_batch_destroy(&b);
+    b = apply_batch_create(entries + DIGEST_INTERVAL + 1, DIGEST_INTERVAL);
+    struct store_meta second = run_one(&steps, b, 0, 1);
+    assert_int_equal(b->checkpoints[0].index, 2 * DIGEST_INTERVAL);
+    apply_batch_destroy(&b);
+    assert_memory_not_equal(first.digest, second.digest, 16);
+
+    /* All in one; there is no room at first. */
+    b = apply_batch_create(entries + 1, N);
+    run_one(&s, b, RAFTDIR_ENOSPC, 0);
+    run_one(&s, b, RAFTDIR_ENOSPC, 0);
+    support_store_reopen(&s, 0);
+    run_one(&s, b, 0, 2);
+    assert_int_equal(b->checkpoints[0].index, DIGEST_INTERVAL);
+    assert_int_equal(b->checkpoints[1].index, 2 * DIGEST_INTERVAL);
+    assert_memory_equal(b->checkpoints[0].digest, first.digest, 16);
+    assert_memory_equal(b->checkpoints[1].digest, second.digest, 16);
+    assert_int_equal(store_read_begin(s.store, &txn, NULL), 0);
+    assert_int_equal(store_checkpoints_get(txn, list, &list_n, NULL), 0);
+    store_read_end(&txn);
+    assert_int_equal(list_n, 2);
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(list[i].index, b->checkpoints[i].index);
+        assert_memory_equal(list[i].digest, b->checkpoints[i].digest, 16);
+    }
+    run_one(&s, b, 0, 0); /* applied already */
+    apply_batch_destroy(&b);
+    for (int i = 1; i <= N; i++)
+        entry_unref(entries[i]);
+    free(entries);
+    support_free(&a);
+    support_store_close(&s);
+    support_store_close(&steps);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_big_subtree),      cmocka_unit_test(test_too_big_to_take_back), cmocka_unit_test(test_replica_and_epoch),
         cmocka_unit_test(test_feed),             cmocka_unit_test(test_feed_is_trimmed),      cmocka_unit_test(test_no_text_in_the_state),
-        cmocka_unit_test(test_expiry_is_bounded),
+        cmocka_unit_test(test_expiry_is_bounded), cmocka_unit_test(test_checkpoints),
     };
     return cmocka_run_group_tests_name("apply", tests, NULL, NULL);
 }
