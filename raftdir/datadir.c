@@ -1,4 +1,4 @@
-/* datadir.c - see datadir.h.
+/* datadir.c - see datadir.h: the lock, IDENTITY, and what makes a member of it. The generations: datadir_generation.c.
  *
  * IDENTITY, a line each, in this order:
  *   raftdir identity 1
@@ -9,13 +9,11 @@
  *   member ID ROLE UUID HOST:PORT CERTIFICATE-NAME     (any number, up to MEMBERS_MAX; the name goes to the end of the line)
  *   checksum HEX             (XXH3, of everything before this line)
  */
-#include "datadir.h"
+#include "datadir_internal.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,25 +23,18 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#define GENERATION "gen-1"
 #define IDENTITY_LEN_FILE_MAX (64 * 1024)
-
-struct datadir {
-    char path[PATH_MAX / 2];
-    int dir_fd, lock_fd;
-    struct datadir_identity identity;
-};
 
 int (*datadir_step_hook)(const char *step);
 
-static int step(const char *name, struct err *err)
+int datadir_step(const char *name, struct err *err)
 {
     if (datadir_step_hook && datadir_step_hook(name) != 0)
         return err_set(err, RAFTDIR_ECANCELED, "stopped before: %s", name);
     return 0;
 }
 
-static int fail_errno(struct datadir *d, const char *what, struct err *err)
+int datadir_fail_errno(struct datadir *d, const char *what, struct err *err)
 {
     int e = errno;
     int code = err_from_errno(e);
@@ -163,7 +154,7 @@ static int identity_parse(struct datadir *d, char *text, size_t len, struct err 
 
 /* --- Files ---------------------------------------------------------------------------------------------------------------- */
 
-static int identity_write(struct datadir *d, const struct datadir_identity *id, struct err *err)
+int datadir_identity_write(struct datadir *d, const struct datadir_identity *id, struct err *err)
 {
     char *text = NULL;
     size_t len = 0;
@@ -171,35 +162,35 @@ static int identity_write(struct datadir *d, const struct datadir_identity *id, 
     if (rc != 0)
         return rc;
     int fd = -1;
-    if ((rc = step("create IDENTITY.tmp", err)) != 0)
+    if ((rc = datadir_step("create IDENTITY.tmp", err)) != 0)
         goto free_text;
     fd = openat(d->dir_fd, "IDENTITY.tmp", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) {
-        rc = fail_errno(d, "create IDENTITY.tmp", err);
+        rc = datadir_fail_errno(d, "create IDENTITY.tmp", err);
         goto free_text;
     }
-    if ((rc = step("write IDENTITY.tmp", err)) != 0)
+    if ((rc = datadir_step("write IDENTITY.tmp", err)) != 0)
         goto close_fd;
     for (size_t done = 0; done < len;) {
         ssize_t w = write(fd, text + done, len - done);
         if (w < 0 && errno == EINTR)
             continue;
         if (w <= 0) {
-            rc = fail_errno(d, "write IDENTITY.tmp", err);
+            rc = datadir_fail_errno(d, "write IDENTITY.tmp", err);
             goto close_fd;
         }
         done += (size_t)w;
     }
     if (fsync(fd) != 0) {
-        rc = fail_errno(d, "sync IDENTITY.tmp", err);
+        rc = datadir_fail_errno(d, "sync IDENTITY.tmp", err);
         goto close_fd;
     }
-    if ((rc = step("rename IDENTITY", err)) != 0)
+    if ((rc = datadir_step("rename IDENTITY", err)) != 0)
         goto close_fd;
     if (renameat(d->dir_fd, "IDENTITY.tmp", d->dir_fd, "IDENTITY") != 0)
-        rc = fail_errno(d, "rename IDENTITY.tmp", err);
-    else if ((rc = step("sync directory", err)) == 0 && fsync(d->dir_fd) != 0)
-        rc = fail_errno(d, "sync", err);
+        rc = datadir_fail_errno(d, "rename IDENTITY.tmp", err);
+    else if ((rc = datadir_step("sync directory", err)) == 0 && fsync(d->dir_fd) != 0)
+        rc = datadir_fail_errno(d, "sync", err);
 close_fd:
     close(fd);
 free_text:
@@ -212,7 +203,7 @@ static int identity_read(struct datadir *d, struct err *err)
 {
     int fd = openat(d->dir_fd, "IDENTITY", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return errno == ENOENT ? RAFTDIR_ENOTFOUND : fail_errno(d, "open IDENTITY", err);
+        return errno == ENOENT ? RAFTDIR_ENOTFOUND : datadir_fail_errno(d, "open IDENTITY", err);
     int rc = 0;
     size_t len = 0;
     char *text = malloc(IDENTITY_LEN_FILE_MAX + 1);
@@ -225,7 +216,7 @@ static int identity_read(struct datadir *d, struct err *err)
         if (r < 0 && errno == EINTR)
             continue;
         if (r < 0)
-            rc = fail_errno(d, "read IDENTITY", err);
+            rc = datadir_fail_errno(d, "read IDENTITY", err);
         if (r <= 0)
             break;
         len += (size_t)r;
@@ -246,7 +237,7 @@ static int empty_check(struct datadir *d, struct err *err)
     static const char *const ours[] = {".", "..", "lock", "IDENTITY.tmp", "lost+found"};
     DIR *dir = opendir(d->path);
     if (!dir)
-        return fail_errno(d, "list", err);
+        return datadir_fail_errno(d, "list", err);
     int rc = 0;
     for (struct dirent *e; rc == 0 && (e = readdir(dir));) {
         bool known = false;
@@ -265,11 +256,11 @@ static int lock_take(struct datadir *d, struct err *err)
 {
     d->lock_fd = openat(d->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (d->lock_fd < 0)
-        return fail_errno(d, "open lock", err);
+        return datadir_fail_errno(d, "open lock", err);
     char pid[32] = "";
     if (flock(d->lock_fd, LOCK_EX | LOCK_NB) != 0) {
         if (errno != EWOULDBLOCK)
-            return fail_errno(d, "lock", err);
+            return datadir_fail_errno(d, "lock", err);
         ssize_t n = pread(d->lock_fd, pid, sizeof pid - 1, 0);
         pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
         return err_set(err, RAFTDIR_EBUSY, "data_dir %s is in use by another raftdird (process %s): stop that one, or give this one its own data_dir",
@@ -281,35 +272,42 @@ static int lock_take(struct datadir *d, struct err *err)
     return 0;
 }
 
+int datadir_uuid_make(struct datadir *d, uint8_t uuid_r[NODE_UUID_LEN], struct err *err)
+{
+    return getrandom(uuid_r, NODE_UUID_LEN, 0) != NODE_UUID_LEN ? datadir_fail_errno(d, "random node UUID", err) : 0;
+}
+
 int datadir_open(const char *path, struct datadir **datadir_r, struct err *err)
 {
     struct datadir *d = calloc(1, sizeof *d);
     if (!d)
         return err_set(err, RAFTDIR_ENOMEM, "data_dir: out of memory");
     d->dir_fd = d->lock_fd = -1;
-    int rc;
+    int rc = pthread_mutex_init(&d->mutex, NULL);
+    if (rc != 0) {
+        free(d);
+        return err_set(err, err_from_errno(rc), "data_dir: %s", strerror(rc));
+    }
     if ((size_t)snprintf(d->path, sizeof d->path, "%s", path) >= sizeof d->path) {
         rc = err_set(err, RAFTDIR_EINVAL, "data_dir: the path is longer than %zu bytes", sizeof d->path - 1);
         goto fail;
     }
     if (mkdir(path, 0700) != 0 && errno != EEXIST) {
-        rc = fail_errno(d, "create", err);
+        rc = datadir_fail_errno(d, "create", err);
         goto fail;
     }
     d->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (d->dir_fd < 0) {
-        rc = fail_errno(d, "open", err);
+        rc = datadir_fail_errno(d, "open", err);
         goto fail;
     }
     rc = identity_read(d, err);
     if (rc == RAFTDIR_ENOTFOUND) {
         if ((rc = empty_check(d, err)) != 0 || (rc = lock_take(d, err)) != 0)
             goto fail;
-        if (getrandom(d->identity.uuid, NODE_UUID_LEN, 0) != NODE_UUID_LEN) {
-            rc = fail_errno(d, "random node UUID", err);
+        if ((rc = datadir_uuid_make(d, d->identity.uuid, err)) != 0)
             goto fail;
-        }
-        rc = identity_write(d, &d->identity, err);
+        rc = datadir_identity_write(d, &d->identity, err);
     } else if (rc == 0) {
         /* Read again under the lock: another daemon may have been about to join. */
         if ((rc = lock_take(d, err)) == 0)
@@ -334,69 +332,13 @@ void datadir_close(struct datadir **datadir)
         close(d->lock_fd);
     if (d->dir_fd >= 0)
         close(d->dir_fd);
+    pthread_mutex_destroy(&d->mutex);
     free(d);
 }
 
 const struct datadir_identity *datadir_identity(const struct datadir *d)
 {
     return &d->identity;
-}
-
-static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
-{
-    (void)st;
-    (void)flag;
-    (void)ftw;
-    return remove(path);
-}
-
-static int sync_dir(struct datadir *d, const char *name, struct err *err)
-{
-    int fd = openat(d->dir_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return fail_errno(d, name, err);
-    int rc = fsync(fd) != 0 ? fail_errno(d, name, err) : 0;
-    close(fd);
-    return rc;
-}
-
-int datadir_prepare(struct datadir *d, struct err *err)
-{
-    if (d->identity.cluster_id)
-        return err_set(err, RAFTDIR_EBUSY, "data_dir %s is a member's: nothing is removed", d->path);
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/" GENERATION, d->path);
-    int rc = step("remove leftovers", err);
-    if (rc != 0)
-        return rc;
-    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0 && errno != ENOENT)
-        return fail_errno(d, "remove what an interrupted attempt left in " GENERATION, err);
-    static const char *const dirs[] = {GENERATION, GENERATION "/state", GENERATION "/log"};
-    for (size_t i = 0; i < 3; i++)
-        if ((rc = step("create directories", err)) != 0)
-            return rc;
-        else if (mkdirat(d->dir_fd, dirs[i], 0700) != 0)
-            return fail_errno(d, dirs[i], err);
-    if ((rc = sync_dir(d, GENERATION, err)) != 0 || (rc = step("link CURRENT", err)) != 0)
-        return rc;
-    if ((unlinkat(d->dir_fd, "CURRENT.tmp", 0) != 0 && errno != ENOENT) || symlinkat(GENERATION, d->dir_fd, "CURRENT.tmp") != 0 ||
-        renameat(d->dir_fd, "CURRENT.tmp", d->dir_fd, "CURRENT") != 0)
-        return fail_errno(d, "make CURRENT", err);
-    return fsync(d->dir_fd) != 0 ? fail_errno(d, "sync", err) : 0;
-}
-
-int datadir_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err)
-{
-    char gen[64];
-    ssize_t n = readlinkat(d->dir_fd, "CURRENT", gen, sizeof gen - 1);
-    if (n < 0)
-        return err_set(err, RAFTDIR_ECORRUPT, "%s/CURRENT, which points to the node's log and state, can't be read: %s", d->path, strerror(errno));
-    gen[n] = '\0';
-    if (strncmp(gen, "gen-", 4) != 0 || strchr(gen, '/'))
-        return err_set(err, RAFTDIR_ECORRUPT, "%s/CURRENT points to \"%s\"; wanted gen-N", d->path, gen);
-    if ((size_t)snprintf(buf_r, size, "%s/%s/%s", d->path, gen, name) >= size)
-        return err_set(err, RAFTDIR_EINVAL, "data_dir %s: the path is too long", d->path);
-    return 0;
 }
 
 int datadir_join(struct datadir *d, const struct datadir_identity *identity, struct err *err)
@@ -410,31 +352,44 @@ int datadir_join(struct datadir *d, const struct datadir_identity *identity, str
     struct datadir_identity next = *identity;
     memcpy(next.uuid, d->identity.uuid, NODE_UUID_LEN);
     /* The names of the files that were made in them; LMDB syncs its file, never its directory. */
-    static const char *const dirs[] = {GENERATION "/state", GENERATION "/log"};
-    int rc = 0;
+    static const char *const dirs[] = {"gen-1/state", "gen-1/log"};
+    uint64_t current;
+    int rc = datadir_current(d, &current, err);
+    if (rc == 0 && current != 1)
+        rc = err_set(err, RAFTDIR_EINVAL, "data_dir %s: not prepared: gen-%" PRIu64 " is somebody else's", d->path, current);
     for (size_t i = 0; i < 2 && rc == 0; i++)
-        if ((rc = step("sync gen-1", err)) == 0)
-            rc = sync_dir(d, dirs[i], err);
+        if ((rc = datadir_step("sync gen-1", err)) == 0)
+            rc = datadir_dir_sync(d, dirs[i], err);
     if (rc == 0)
-        rc = identity_write(d, &next, err);
+        rc = datadir_identity_write(d, &next, err);
     if (rc == 0)
         d->identity = next;
     return rc;
 }
 
+/* A member that has lost something: what is gone, why it can't go on without, and the way back. */
+static int member_lost(struct datadir *d, const char *path, const char *what, struct err *err)
+{
+    return err_set(err, RAFTDIR_ECORRUPT,
+                   "%s%s: without it this member doesn't know what it voted for and acknowledged. Restore it as it was, or remove member %" PRIu64
+                   " from the cluster and let this node join again as a new one (raftdirctl cluster rebuild)",
+                   path, what, d->identity.node_id);
+}
+
 int datadir_check(struct datadir *d, struct err *err)
 {
-    static const char *const wanted[] = {"log", "log/vote", "state"};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const wanted[] = {"", "log", "log/vote", "state"};
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         char path[PATH_MAX];
-        int rc = datadir_path(d, wanted[i], path, sizeof path, err);
+        struct err why = {0};
+        int rc = datadir_path(d, wanted[i], path, sizeof path, &why);
+        if (rc == RAFTDIR_ECORRUPT)
+            return member_lost(d, why.text, "", err);
         if (rc != 0)
-            return rc;
+            return err_set(err, rc, "%s", why.text);
+        path[strlen(path) - (i == 0)] = '\0'; /* the first ends in a slash */
         if (access(path, F_OK) != 0)
-            return err_set(err, RAFTDIR_ECORRUPT,
-                           "%s is missing: without it this member doesn't know what it voted for and acknowledged. Restore it as it was, or remove "
-                           "member %" PRIu64 " from the cluster, move the data directory away and join again as a new node",
-                           path, d->identity.node_id);
+            return member_lost(d, path, i ? " is missing" : " is missing, to which CURRENT points", err);
     }
     return 0;
 }

@@ -2,11 +2,15 @@
  *
  *   lock       held (flock) while a daemon runs
  *   IDENTITY   text, checksummed, replaced atomically: the node's UUID and, once it is part of a cluster, which, as whom, and whom to talk to first
- *   CURRENT -> gen-N/{state,log}   a symbolic link. Other gen-* are what an image is staged in, or what is left of one: removed at the next start
+ *   CURRENT -> gen-N/{state,log}   a symbolic link. Other gen-* (a number, nothing else) are what an image is staged in, or what is left of one: removed
+ *              by datadir_clean at the next start. CURRENT.tmp, IDENTITY.tmp: unfinished
  *
  * Invariant: gen-N belongs to the node only if IDENTITY names a cluster, which is written last, when everything in gen-N is durable. So whatever
  * a crash leaves of a bootstrap or an adoption is a leftover that datadir_prepare removes, and never half a member. On the other side, a member
- * whose log is gone is refused: it would have forgotten its votes. */
+ * whose log is gone is refused: it would have forgotten its votes. CURRENT changes in one step, and only when all of what it will point to is durable.
+ *
+ * Threads: the paths, prepare, stage, unstage, swap, clean and reset may be called from any thread; prepare, swap, clean and reset wait for each other. Nothing
+ * may run beside open, join and close. */
 #ifndef RAFTDIR_DATADIR_H
 #define RAFTDIR_DATADIR_H
 #include <stdbool.h>
@@ -39,14 +43,21 @@ int datadir_check(struct datadir *d, struct err *err);
 /* Paths through the generation that was current at the call. */
 int datadir_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
 
-/* Staging an image (DESIGN D9): removes every generation that isn't current, makes an empty gen-(N+1)/{state,log}. Path as by datadir_path, of the staged one. */
+/* Staging an image (DESIGN D9): removes what datadir_clean does (call that before, from another thread, where this one can't wait), and an earlier staged
+ * one, and makes an empty gen-(N+1)/{state,log}. RAFTDIR_EBUSY: not a member, or another thread is removing one at the moment: later. Path as by datadir_path, of the staged one. */
 int datadir_stage(struct datadir *d, struct err *err);
 int datadir_staged_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
-/* The staged generation, whose files are durable, becomes the current one, atomically and durably. The old one stays until datadir_clean. */
+/* It isn't wanted any more: datadir_clean removes it. Quick. */
+void datadir_unstage(struct datadir *d);
+/* The staged generation, whose files are durable, becomes the current one, atomically and durably. The old one stays until datadir_clean.
+ * RAFTDIR_ENOSPC, RAFTDIR_EINVAL (nothing staged, or log/vote or state isn't there): nothing has changed. Any other error: which generation a start will find
+ * isn't certain, and a vote must not be given in either until then: the daemon has to end. */
 int datadir_swap(struct datadir *d, struct err *err);
-/* Removes every generation that isn't current. May take long; another thread may call datadir_path meanwhile, nothing else. */
+/* Removes every generation that is neither current nor staged, and unfinished files. May take long. RAFTDIR_ECORRUPT: a member's CURRENT can't be read:
+ * nothing is removed. */
 int datadir_clean(struct datadir *d, struct err *err);
-/* For a member that is to start anew, as somebody else: a new UUID and no cluster in IDENTITY (durable first), then log and state are removed. */
+/* For a member that is to start anew, as somebody else, also when what it had is damaged or missing: a new UUID and no cluster in IDENTITY (durable first), then
+ * all generations are removed. After an error datadir_identity tells how far it came; datadir_prepare removes the rest. */
 int datadir_reset(struct datadir *d, struct err *err);
 
 /* Tests only: called before each step that a crash could fall before; not 0: stop there, as a crash would. */
