@@ -29,18 +29,25 @@ void image_reader_end(struct image_reader **reader);
 struct image_progress {
     uint64_t index, term;       /* of the image */
     uint64_t pin;               /* the sender's name of it: to be given when the transfer is resumed */
-    uint64_t rows, rows_total, bytes;
-    bool complete;
+    uint64_t rows, rows_total, bytes; /* taken; they go back when the disk is full */
+    bool complete;              /* the end has come: image_writer_finish is next */
+    /* What image_check compares. */
+    uint8_t digest[16];
+    uint64_t configuration_index, configuration_sum; /* XXH3-64 of its bytes */
+    uint64_t log_time_ms;
+    uint32_t feature_level;
 };
 struct image_writer;
 /* `dir`: an empty directory for the staged state. */
 int image_writer_begin(const char *dir, const struct store_options *options, uint64_t cluster_id, uint64_t incarnation, struct image_writer **writer_r, struct err *err);
-/* One packed Frame in the order of the reader. RAFTDIR_EPROTO, RAFTDIR_ECORRUPT (a checksum), RAFTDIR_EVERSION, RAFTDIR_EFOREIGN: this transfer is over;
- * RAFTDIR_ENOSPC: nothing was taken, the same frame may be given again. A header after a break must be of the same pin and digest. */
+/* One packed Frame in the order of the reader. RAFTDIR_EPROTO, RAFTDIR_ECORRUPT (a checksum), RAFTDIR_EVERSION, RAFTDIR_EFOREIGN, RAFTDIR_EIO: this transfer
+ * is over, begin another with another writer and an empty directory. RAFTDIR_EUNAVAIL: a Refusal; err has the sender's words; nothing has changed.
+ * RAFTDIR_ENOSPC: what was taken since the last commit is gone (at most IMAGE_COMMIT_LEN): when there is room, go on from image_writer_position() as after a break.
+ * A header after a break must be the same as before, unless there is nothing taken yet. */
 int image_writer_frame(struct image_writer *w, const uint8_t *frame, size_t len, struct err *err);
 void image_writer_progress(const struct image_writer *w, struct image_progress *progress_r);
 /* Where to go on after a break; borrowed until the next call. NULL: from the beginning. */
-const Raftdir__Image__Position *image_writer_position(const struct image_writer *w);
+const Raftdir__Image__Position *image_writer_position(struct image_writer *w);
 /* After the end frame: everything is durable in the directory. */
 int image_writer_finish(struct image_writer *w, struct err *err);
 void image_writer_end(struct image_writer **writer);

@@ -27,8 +27,6 @@
 #define STATE_KEY_LEN 5
 #define CONFIGURATION_KEY "configuration"
 #define CONFIGURATION_KEY_LEN 13
-#define VERSION_KEY "version"
-#define VERSION_KEY_LEN 7
 #define STATE_FIELDS 14
 #define STATE_LEN (RECORD_COMMON_LEN + 8 * STATE_FIELDS)
 #define MAP_LEN_MIN (64ull << 20)
@@ -49,6 +47,16 @@ static _Atomic uint64_t snapshots; /* numbers of snapshots given so far in this 
 const char *store_table_name(enum store_table table)
 {
     return tables[table].name;
+}
+
+bool store_table_has_dups(enum store_table table)
+{
+    return tables[table].flags & MDB_DUPSORT;
+}
+
+int store_table_create(MDB_txn *txn, enum store_table table, MDB_dbi *dbi_r)
+{
+    return mdb_dbi_open(txn, tables[table].name, tables[table].flags | MDB_CREATE, dbi_r);
 }
 
 int store_fail(struct err *err, int mdb_rc, const char *what)
@@ -79,8 +87,7 @@ void store_cache_put(struct store_cache *cache, const void *text, size_t len, ui
     memcpy(slot->text, text, len);
 }
 
-/* Opens the environment with a map of map_len; the kernel's refusal to map so much is ENOMEM. */
-static int open_env(const char *dir, const struct store_options *o, uint64_t map_len, MDB_env **env_r)
+static int open_env(const char *dir, bool read_only, unsigned flags, uint64_t map_len, MDB_env **env_r)
 {
     MDB_env *env;
     int rc = mdb_env_create(&env);
@@ -92,14 +99,24 @@ static int open_env(const char *dir, const struct store_options *o, uint64_t map
     if (!rc)
         rc = mdb_env_set_mapsize(env, map_len);
     if (!rc)
-        rc = mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | MDB_NOMETASYNC | (o->read_only ? MDB_RDONLY : 0) | (o->no_sync ? MDB_NOSYNC : 0),
-                          0600);
+        rc = mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | (read_only ? MDB_RDONLY : 0) | flags, 0600);
     if (rc) {
         mdb_env_close(env);
         return rc;
     }
     *env_r = env;
     return 0;
+}
+
+int store_env_open(const char *dir, const struct store_options *o, unsigned flags, MDB_env **env_r)
+{
+    uint64_t map_len = o->map_len ? o->map_len : STORE_MAP_LEN;
+    for (;;) {
+        int rc = open_env(dir, o->read_only, flags, map_len, env_r);
+        if (rc != ENOMEM || o->map_len || map_len / 2 < MAP_LEN_MIN)
+            return rc;
+        map_len /= 2; /* RLIMIT_AS forbids that much */
+    }
 }
 
 static void state_encode(const struct store_totals *s, uint8_t buf[STATE_LEN])
@@ -167,7 +184,7 @@ static int open_tables(struct store *s, struct err *err)
     }
     MDB_val v;
     bool fresh = false;
-    rc = store_get(&txn, TABLE_META, VERSION_KEY, VERSION_KEY_LEN, &v, err);
+    rc = store_get(&txn, TABLE_META, STORE_VERSION_KEY, STORE_VERSION_KEY_LEN, &v, err);
     if (rc == RAFTDIR_ENOTFOUND) {
         MDB_stat st;
         rc = mdb_stat(txn.mdb, s->dbi[TABLE_META], &st);
@@ -192,7 +209,7 @@ static int open_tables(struct store *s, struct err *err)
     }
     if (fresh) {
         txn.state = (struct store_totals){.meta = {.feature_level = 1}};
-        rc = store_put(&txn, TABLE_META, VERSION_KEY, VERSION_KEY_LEN, version, (size_t)version_len, 0, err);
+        rc = store_put(&txn, TABLE_META, STORE_VERSION_KEY, STORE_VERSION_KEY_LEN, version, (size_t)version_len, 0, err);
         if (!rc)
             rc = state_write(&txn, err);
     } else {
@@ -228,13 +245,7 @@ int store_open(const char *dir, const struct store_options *options, struct stor
         }
         s->writer->undo.len_max = STORE_UNDO_LEN_MAX;
     }
-    uint64_t map_len = s->options.map_len ? s->options.map_len : STORE_MAP_LEN;
-    for (;;) {
-        rc = open_env(dir, &s->options, map_len, &s->env);
-        if (rc != ENOMEM || s->options.map_len || map_len / 2 < MAP_LEN_MIN)
-            break;
-        map_len /= 2; /* RLIMIT_AS forbids that much */
-    }
+    rc = store_env_open(dir, &s->options, MDB_NOMETASYNC | (s->options.no_sync ? MDB_NOSYNC : 0), &s->env);
     if (rc) {
         rc = err_set(err, rc == ENOENT && s->options.read_only ? RAFTDIR_ENOTREADY : err_from_lmdb(rc), "open store %s: %s", dir, mdb_strerror(rc));
         goto free_store;
@@ -386,11 +397,11 @@ static void forget(struct store *store)
 }
 
 /* LMDB says EIO when the kernel took only a part of its pages, which is how a full disk or a quota shows first. Would the file grow? */
-static bool space_is_short(struct store *store)
+bool store_space_is_short(MDB_env *env)
 {
     mdb_filehandle_t fd;
     struct stat st;
-    if (mdb_env_get_fd(store->env, &fd) || fstat(fd, &st))
+    if (mdb_env_get_fd(env, &fd) || fstat(fd, &st))
         return false;
     int rc = posix_fallocate(fd, st.st_size, SPACE_PROBE_LEN);
     return rc && err_from_errno(rc) == RAFTDIR_ENOSPC;
@@ -408,7 +419,7 @@ int store_write_commit(struct store_txn **txn_inout, struct err *err)
     rc = mdb_txn_commit(txn->mdb); /* frees it, whatever happens, and its cursors */
     if (rc) {
         forget(txn->store);
-        if (rc == EIO && space_is_short(txn->store))
+        if (rc == EIO && store_space_is_short(txn->store->env))
             rc = ENOSPC;
         rc = store_fail(err, rc, "commit");
     }

@@ -19,18 +19,22 @@ struct store_row {
 struct store_rows;
 int store_rows_begin(struct store_txn *txn, struct store_rows **rows_r, struct err *err);
 /* Go on strictly after this row. RAFTDIR_ENOTFOUND: the snapshot has no such row. */
-int store_rows_seek(struct store_rows *rows, const struct store_row *after, struct err *err);
+int store_rows_seek(struct store_rows *rows, const struct store_row *after, struct err *err); /* the value counts only where one key has several rows */
 /* RAFTDIR_ENOTFOUND: the end. The row's pointers live until the transaction ends. */
 int store_rows_next(struct store_rows *rows, struct store_row *row_r, struct err *err);
 void store_rows_end(struct store_rows **rows);
 int store_rows_count(struct store_txn *txn, uint64_t *n_r, struct err *err); /* rows of all tables */
 
-/* Building. Rows in order, into an empty directory; nothing but the builder may open it before store_build_finish. Constant memory.
- * add: RAFTDIR_EINVAL: an unknown table or out of order; RAFTDIR_ENOSPC: may be tried again when there is room. finish: everything is durable, and a
- * store_open() gives the state. After an error other than ENOSPC only store_build_end. */
+/* Building. Rows in order, into a directory without a state; nothing but the builder may open it before store_build_finish. Constant memory, as long as the
+ * caller commits now and then (IMAGE_COMMIT_LEN).
+ * RAFTDIR_ENOSPC: the rows since the last commit are gone; when there is room, it goes on with the row after that commit.
+ * Any other error: only store_build_end is left. add: RAFTDIR_EINVAL: an unknown table, a row that no table can hold, or out of order.
+ * finish: commits; everything is durable, and a store_open() gives the state. What it checks of the rows' content is that they are rows: the rest is
+ * store_verify's. */
 struct store_build;
 int store_build_begin(const char *dir, const struct store_options *options, struct store_build **build_r, struct err *err);
 int store_build_add(struct store_build *build, const struct store_row *row, struct err *err);
+int store_build_commit(struct store_build *build, struct err *err);
 int store_build_finish(struct store_build *build, struct err *err);
 void store_build_end(struct store_build **build); /* without finish: what is in the directory is rubbish */
 

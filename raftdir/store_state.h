@@ -45,6 +45,8 @@ enum store_table {
     TABLES
 };
 #define STORE_KEY_MAX 511
+#define STORE_VERSION_KEY "version" /* in meta: STORE_VERSION as text, the only row there that is not a record */
+#define STORE_VERSION_KEY_LEN 7
 #define STORE_SERVER_KEY_MAX 400
 #define STORE_ANYONE "anyone\x1d"
 #define STORE_ANYONE_LEN 7
@@ -121,6 +123,12 @@ struct store_txn {
     uint32_t feed_ordinal;
 };
 
+/* What opening and building have in common; LMDB's codes. flags: MDB_NOSYNC, MDB_NOMETASYNC. */
+int store_env_open(const char *dir, const struct store_options *options, unsigned flags, MDB_env **env_r);
+int store_table_create(MDB_txn *txn, enum store_table table, MDB_dbi *dbi_r);
+/* After an EIO of a commit: was it for want of space? */
+bool store_space_is_short(MDB_env *env);
+
 /* LMDB's code as ours, with "what: text". Not for MDB_NOTFOUND where that is an answer. */
 int store_fail(struct err *err, int mdb_rc, const char *what);
 /* The state, read once a transaction. */
@@ -132,6 +140,7 @@ int store_put(struct store_txn *txn, enum store_table table, const void *key, si
 int store_del(struct store_txn *txn, enum store_table table, const void *key, size_t key_len, struct err *err);
 int store_cursor(struct store_txn *txn, enum store_table table, MDB_cursor **cursor_r, struct err *err);
 const char *store_table_name(enum store_table table);
+bool store_table_has_dups(enum store_table table); /* one key may have several rows */
 int store_configuration_put(struct store_txn *txn, const void *data, size_t len, uint64_t index, struct err *err);
 int store_checkpoint_put(struct store_txn *txn, uint64_t index, struct err *err);
 
