@@ -6,14 +6,18 @@
  * CONN_LINGER_MS have passed: closing with unread bytes would make the kernel send a reset, which can destroy an answer on its way.
  * Failures: connecting tries each address in turn; every failed call, timeout or end of stream ends in conn_end, which closes the three
  * handles; the last of their close callbacks calls on_close and frees.
+ * Detaching. conn_detach duplicates the socket before libuv closes its own, so the handle goes and the socket stays; OpenSSL gets a socket BIO in place of the two
+ * in memory, which must be empty. (TLS 1.3 session tickets would sit in them after a handshake; tls.c turns them off.)
  * Known limit: a name that is being resolved can't always be cancelled; the connection doesn't wait for it, uv_loop_close does. */
 #include "conn_internal.h"
 #include "limits.h"
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/err.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -452,6 +456,44 @@ void conn_pause(struct conn *c, bool paused)
         c->pump_wanted = true; /* frames that came before the pause go first, then the socket is read again */
         conn_wake(c);
     }
+}
+
+/* --- Taking it away from the loop --- */
+
+int conn_detach(struct conn *c, int *fd_r, SSL **ssl_r)
+{
+    assert(c->ssl);
+    if (c->state != CONN_OPEN || !c->announced || c->write_broken || c->ssl_broken)
+        return RAFTDIR_EBUSY;
+    flush(c); /* what was sent just now; it fits into the socket of a peer that reads */
+    if (c->state != CONN_OPEN || c->write_broken || c->writing || conn_queued_len(c) || BIO_ctrl_pending(c->ssl_out))
+        return RAFTDIR_EBUSY;
+    /* Bytes that came already, in any of the places on their way from the socket to on_frame. */
+    if (c->in.end > c->in.start || SSL_has_pending(c->ssl) || BIO_ctrl_pending(c->ssl_in))
+        return RAFTDIR_EBUSY;
+    uv_os_fd_t own;
+    int fd = uv_fileno(&c->handle, &own) ? -1 : fcntl(own, F_DUPFD_CLOEXEC, 0); /* libuv closes its own with the handle */
+    if (fd < 0)
+        return RAFTDIR_EBUSY;
+    int flags = fcntl(fd, F_GETFL);
+    BIO *bio = BIO_new_socket(fd, BIO_NOCLOSE);
+    if (flags < 0 || !bio) {
+        BIO_free(bio);
+        close(fd);
+        ERR_clear_error();
+        return RAFTDIR_EBUSY;
+    }
+    reading_set(c, false);
+    (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK); /* of a socket of our own: it can't fail */
+    SSL_set_bio(c->ssl, bio, bio);                 /* frees the two in memory */
+    *fd_r = fd;
+    *ssl_r = c->ssl;
+    c->ssl = NULL;
+    c->ssl_in = c->ssl_out = NULL;
+    c->code = 0;
+    snprintf(c->why, sizeof c->why, "taken away from its loop");
+    handles_close(c);
+    return 0;
 }
 
 /* --- One turn --- */

@@ -48,7 +48,7 @@ void conn_close(struct conn *c, int code, const char *why);
 #define CONN_LINGER_MS 1000
 /* Takes an open TLS connection away from its loop, from within on_frame or later, when nothing is queued and the peer has sent no more than was handled:
  * a blocking socket and the SSL object on it (SSL_set_fd done; both given). on_close comes as for a conn_close with code 0, without touching the socket.
- * RAFTDIR_EBUSY: bytes are under way in either direction; nothing was changed. */
+ * RAFTDIR_EBUSY: bytes are under way in either direction (or there is no descriptor left); nothing was changed, it may be tried again later. */
 int conn_detach(struct conn *c, int *fd_r, SSL **ssl_r);
 void *conn_data(struct conn *c);
 void conn_data_set(struct conn *c, void *data);

@@ -3,6 +3,7 @@
  * A link is one connection. Dialled: connect, TLS, certificate name, our Hello, their Hello, ready: it carries what we send. Accepted: TLS, their Hello, ours,
  * ready: it carries what they send. Until a link is ready it may say nothing but Hello, within HANDSHAKE_TIMEOUT_MS, and there may be only
  * STRANGERS_MAX accepted ones of that kind at a time.
+ * An accepted connection whose Hello asks for an image is answered and handed over (peers_image.c); it never becomes the member's.
  * A refusal closes the connection without a word: the other end sees only the end, its operator reads the reason here. Anything in a later frame that
  * doesn't fit what Hello said (garbage, another cluster, sender or receiver) ends the connection too.
  *
@@ -31,7 +32,6 @@
 #define LOG_MINUTE_MS 60000
 
 static void dial(struct peers *p, struct peer_member *m);
-static void schedule(struct peers *p);
 
 uint64_t peers_now(const struct peers *p)
 {
@@ -129,8 +129,7 @@ static void link_enlist(struct peer_link *l)
         p->strangers_n++;
 }
 
-/* From now on the link is nobody's; on_close will free it. */
-static void link_part(struct peer_link *l)
+void peers_link_part(struct peer_link *l)
 {
     struct peers *p = l->p;
     struct peer_member *m = l->m;
@@ -166,12 +165,12 @@ static void link_part(struct peer_link *l)
         m->attempts++;
 }
 
-static void link_refuse(struct peer_link *l, int code, const char *why)
+void peers_link_refuse(struct peer_link *l, int code, const char *why)
 {
     struct conn *c = l->c;
-    link_part(l);
+    peers_link_part(l);
     conn_close(c, code, why);
-    schedule(l->p);
+    peers_schedule(l->p);
 }
 
 static void on_open(struct conn *c)
@@ -182,20 +181,20 @@ static void on_open(struct conn *c)
         return;
     if (l->accepted) {
         l->deadline_ms = peers_now(p) + HANDSHAKE_TIMEOUT_MS;
-        schedule(p);
+        peers_schedule(p);
         return;
     }
     if (!peers_cert_fits(l, l->m)) {
-        link_refuse(l, RAFTDIR_EAUTH, "another certificate than the member's");
+        peers_link_refuse(l, RAFTDIR_EAUTH, "another certificate than the member's");
         return;
     }
     int rc = peers_hello_send(p, c, l->m->who.id, false);
     if (rc) {
-        link_refuse(l, rc, "hello could not be sent");
+        peers_link_refuse(l, rc, "hello could not be sent");
         return;
     }
     l->deadline_ms = peers_now(p) + HANDSHAKE_TIMEOUT_MS;
-    schedule(p);
+    peers_schedule(p);
 }
 
 static void dialled_ready(struct peer_link *l)
@@ -207,7 +206,7 @@ static void dialled_ready(struct peer_link *l)
     m->ready_ms = peers_now(p);
     peer_queue_clear(&m->queue);
     peers_log(p, m, NULL, CAUSE_CONNECTED, LOGGER_INFO, "connected to member %" PRIu64 " (%s)", m->who.id, conn_peer_text(l->c));
-    schedule(p);
+    peers_schedule(p);
 }
 
 static void accepted_ready(struct peer_link *l, struct peer_member *m)
@@ -215,7 +214,7 @@ static void accepted_ready(struct peer_link *l, struct peer_member *m)
     struct peers *p = l->p;
     int rc = peers_hello_send(p, l->c, m->who.id, false);
     if (rc) {
-        link_refuse(l, rc, "hello could not be sent");
+        peers_link_refuse(l, rc, "hello could not be sent");
         return;
     }
     struct peer_link *before = m->in;
@@ -223,7 +222,7 @@ static void accepted_ready(struct peer_link *l, struct peer_member *m)
         peers_log(p, m, NULL, CAUSE_REPLACED, LOGGER_INFO,
                   "member %" PRIu64 " connected again from %s; the connection from %s is dropped. If this goes on: two processes act as this member", m->who.id,
                   conn_peer_text(l->c), conn_peer_text(before->c));
-        link_refuse(before, 0, "replaced by a newer connection");
+        peers_link_refuse(before, 0, "replaced by a newer connection");
     }
     p->strangers_n--;
     l->ready = true;
@@ -232,7 +231,7 @@ static void accepted_ready(struct peer_link *l, struct peer_member *m)
     m->in = l;
     if (!m->out && m->dial_ms > peers_now(p) + BACKOFF_MIN_MS)
         m->dial_ms = peers_now(p); /* it is up */
-    schedule(p);
+    peers_schedule(p);
 }
 
 static void on_frame(struct conn *c, const uint8_t *frame, size_t len)
@@ -243,9 +242,12 @@ static void on_frame(struct conn *c, const uint8_t *frame, size_t len)
         return;
     if (!l->ready) {
         struct peer_member *m = NULL;
-        int rc = peers_hello_check(l, frame, len, &m);
+        Raftdir__Peer__Frame *image = NULL;
+        int rc = peers_hello_check(l, frame, len, &m, &image);
         if (rc)
-            link_refuse(l, rc, "hello refused");
+            peers_link_refuse(l, rc, "hello refused");
+        else if (image)
+            peers_image_begin(l, m, image);
         else if (l->accepted)
             accepted_ready(l, m);
         else
@@ -258,7 +260,7 @@ static void on_frame(struct conn *c, const uint8_t *frame, size_t len)
     if (!peer_frame_head(frame, len, &head)) {
         peers_log(p, l->m, NULL, CAUSE_GARBAGE, LOGGER_WARN, "member %" PRIu64 " (%s) sent a malformed frame of %zu bytes; its connection is closed", l->m->who.id,
                   conn_peer_text(c), len);
-        link_refuse(l, RAFTDIR_EPROTO, "malformed frame");
+        peers_link_refuse(l, RAFTDIR_EPROTO, "malformed frame");
         return;
     }
     if (head.version != PEER_FRAME_VERSION || head.cluster_id != p->o.cluster_id || head.incarnation != p->o.incarnation || head.from != l->m->who.id ||
@@ -267,7 +269,7 @@ static void on_frame(struct conn *c, const uint8_t *frame, size_t len)
                   "member %" PRIu64 " (%s) sent a frame of version %" PRIu64 ", cluster %016" PRIx64 ", incarnation %" PRIu64 ", from %" PRIu64 " to %" PRIu64
                   " after a Hello that said otherwise; its connection is closed",
                   l->m->who.id, conn_peer_text(c), head.version, head.cluster_id, head.incarnation, head.from, head.to);
-        link_refuse(l, RAFTDIR_EFOREIGN, "frame doesn't fit its connection");
+        peers_link_refuse(l, RAFTDIR_EFOREIGN, "frame doesn't fit its connection");
         return;
     }
     if (head.body == RAFTDIR__PEER__FRAME__BODY_HELLO)
@@ -305,16 +307,18 @@ static void on_close(struct conn *c, int code, const char *why)
         else if (code)
             peers_log(p, NULL, who, CAUSE_GARBAGE, LOGGER_INFO, "a connection from %s ended before its Hello: %s", who, why);
     }
-    link_part(l);
+    peers_link_part(l);
     if (l->prev)
         l->prev->next = l->next;
     else
         p->links = l->next;
     if (l->next)
         l->next->prev = l->prev;
+    if (l->image)
+        raftdir__peer__frame__free_unpacked(l->image, NULL);
     free(l);
     if (!p->stopping)
-        schedule(p);
+        peers_schedule(p);
     closed_one(p);
 }
 
@@ -368,11 +372,11 @@ static void connection_cb(uv_stream_t *listener, int status)
     }
     link_enlist(l);
     if (p->stopping) {
-        link_refuse(l, RAFTDIR_ECANCELED, "stopping");
+        peers_link_refuse(l, RAFTDIR_ECANCELED, "stopping");
     } else if (p->strangers_n > STRANGERS_MAX) {
         peers_log(p, NULL, "crowd", CAUSE_CROWD, LOGGER_WARN, "refused a connection from %s: %u others have not said who they are yet", conn_peer_text(l->c),
                   (unsigned)STRANGERS_MAX);
-        link_refuse(l, RAFTDIR_ELIMIT, "too many connections without Hello");
+        peers_link_refuse(l, RAFTDIR_ELIMIT, "too many connections without Hello");
     }
 }
 
@@ -386,6 +390,10 @@ static void tick_cb(uv_timer_t *t)
         next = l->next; /* closing only marks: on_close comes from the loop */
         if (l->deadline_ms > now)
             continue;
+        if (l->image) {
+            peers_image_go_on(l);
+            continue;
+        }
         if (l->accepted) {
             peers_log(p, NULL, conn_peer_text(l->c), CAUSE_SILENT, LOGGER_WARN, "%s (certificate \"%s\") connected, but said no Hello within %d ms",
                       conn_peer_text(l->c), conn_peer_cert(l->c), HANDSHAKE_TIMEOUT_MS);
@@ -394,7 +402,7 @@ static void tick_cb(uv_timer_t *t)
                       l->m->who.id, conn_peer_text(l->c), HANDSHAKE_TIMEOUT_MS);
         }
         struct conn *c = l->c;
-        link_part(l);
+        peers_link_part(l);
         conn_close(c, RAFTDIR_ETIMEDOUT, "no Hello");
     }
     for (size_t i = 0; i < p->members_n; i++) {
@@ -412,11 +420,10 @@ static void tick_cb(uv_timer_t *t)
                       m->who.id, conn_peer_text(m->out->c));
         m->stall_told = m->queue.stalled;
     }
-    schedule(p);
+    peers_schedule(p);
 }
 
-/* Sets the timer to the next thing to do. */
-static void schedule(struct peers *p)
+void peers_schedule(struct peers *p)
 {
     if (p->stopping)
         return;
@@ -467,7 +474,7 @@ static void link_drop(struct peer_link *l, const char *why)
     if (!l)
         return;
     struct conn *c = l->c;
-    link_part(l);
+    peers_link_part(l);
     conn_close(c, 0, why);
 }
 
@@ -527,7 +534,7 @@ void peers_members(struct peers *p, const struct node_peer *members, size_t n)
         if (members[k].id != p->o.self_id)
             member_set(p, &members[k]);
     }
-    schedule(p);
+    peers_schedule(p);
 }
 
 void peers_send(struct peers *p, uint64_t to, const uint8_t *frame, size_t len)
@@ -541,7 +548,7 @@ void peers_send(struct peers *p, uint64_t to, const uint8_t *frame, size_t len)
     }
     peer_queue_send(&m->queue, m->out->c, peers_now(p), frame, len);
     if (!uv_is_active((uv_handle_t *)&p->tick))
-        schedule(p);
+        peers_schedule(p);
 }
 
 bool peers_connected(struct peers *p, uint64_t id)

@@ -27,7 +27,8 @@ struct peers_options {
     /* A node that was removed can't learn it from the log: nobody sends it that any more. So a member that refuses its Hello says it. */
     bool (*removed)(void *data, uint64_t id); /* was `id` a member once, and is none any more? NULL allowed: nobody was */
     void (*on_removed)(void *data, uint64_t by); /* member `by` says that this node was removed; NULL allowed */
-    /* A member wants an image over this connection, which is given: a blocking socket with its SSL object. The request is borrowed. NULL allowed: refused. */
+    /* A member wants an image over this connection, which is given: a blocking socket with its SSL object, on which it has got our Hello. The request is
+     * borrowed. NULL allowed: refused. */
     void (*on_image)(void *data, uint64_t from, int fd, SSL *ssl, const Raftdir__Image__Request *request);
     void (*log)(void *data, int level, const char *text); /* level: enum logger_level; refused connections and why, once per cause and minute */
 };

@@ -8,29 +8,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed)
+size_t peers_hello_pack(const struct peers_options *self, const char *client_endpoint, uint64_t to, bool removed, Raftdir__Image__Request *image,
+                        uint8_t buf_r[PEER_HELLO_LEN_MAX])
 {
     Raftdir__Peer__Hello hello = RAFTDIR__PEER__HELLO__INIT;
-    hello.uuid.data = p->o.uuid;
+    hello.uuid.data = (uint8_t *)self->uuid;
     hello.uuid.len = NODE_UUID_LEN;
     hello.log_version = LOG_ENTRY_VERSION;
     hello.feature_level_max = FEATURE_LEVEL_MAX;
     hello.software = (char *)"raftdird " RAFTDIR_VERSION;
-    hello.client_endpoint = p->client_endpoint[0] ? p->client_endpoint : NULL;
+    hello.client_endpoint = client_endpoint && client_endpoint[0] ? (char *)client_endpoint : NULL;
     hello.has_removed = hello.removed = removed;
+    hello.image = image;
     Raftdir__Peer__Frame frame = RAFTDIR__PEER__FRAME__INIT;
     frame.version = PEER_FRAME_VERSION;
-    frame.cluster_id = p->o.cluster_id;
-    frame.incarnation = p->o.incarnation;
-    frame.from = p->o.self_id;
+    frame.cluster_id = self->cluster_id;
+    frame.incarnation = self->incarnation;
+    frame.from = self->self_id;
     frame.to = to;
     frame.body_case = RAFTDIR__PEER__FRAME__BODY_HELLO;
     frame.hello = &hello;
-    uint8_t buf[1024];
-    size_t len = raftdir__peer__frame__get_packed_size(&frame);
-    if (len > sizeof buf) /* can't be: the endpoint is the only long field */
+    if (raftdir__peer__frame__get_packed_size(&frame) > PEER_HELLO_LEN_MAX)
+        return 0;
+    return raftdir__peer__frame__pack(&frame, buf_r);
+}
+
+int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed)
+{
+    uint8_t buf[PEER_HELLO_LEN_MAX];
+    size_t len = peers_hello_pack(&p->o, p->client_endpoint, to, removed, NULL, buf);
+    if (!len) /* can't be: the endpoint is the only long field */
         return RAFTDIR_ETOOBIG;
-    raftdir__peer__frame__pack(&frame, buf);
     return conn_send(c, buf, len);
 }
 
@@ -137,12 +145,12 @@ static int identity_check(struct peer_link *link, const Raftdir__Peer__Frame *f,
     return 0;
 }
 
-int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, struct peer_member **member_r)
+int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, struct peer_member **member_r, Raftdir__Peer__Frame **image_r)
 {
     struct peers *p = link->p;
     struct peer_frame_head head;
     Raftdir__Peer__Frame *f = NULL;
-    if (len <= 4096 && peer_frame_head(frame, len, &head) && head.body == RAFTDIR__PEER__FRAME__BODY_HELLO)
+    if (len <= PEER_HELLO_LEN_MAX && peer_frame_head(frame, len, &head) && head.body == RAFTDIR__PEER__FRAME__BODY_HELLO)
         f = raftdir__peer__frame__unpack(NULL, len, frame);
     if (!f || f->body_case != RAFTDIR__PEER__FRAME__BODY_HELLO || !f->hello) {
         if (f)
@@ -154,6 +162,11 @@ int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, 
         return RAFTDIR_EPROTO;
     }
     int rc = identity_check(link, f, member_r);
+    *image_r = NULL;
+    if (!rc && link->accepted && f->hello->image) { /* from a thread that only fetches the image; it doesn't know the endpoint */
+        *image_r = f;
+        return 0;
+    }
     if (!rc) {
         struct peer_member *m = *member_r;
         const char *endpoint = f->hello->client_endpoint && endpoint_ok(f->hello->client_endpoint) ? f->hello->client_endpoint : "";

@@ -1,4 +1,5 @@
-/* peers_internal.h - what peers.c (members, connections), peers_hello.c (who is it?), peers_queue.c (what waits) and peers_frame.c (heads of frames) share. */
+/* peers_internal.h - what peers.c (members, connections), peers_hello.c (who is it?), peers_image.c (connections for images), peers_queue.c (what waits) and
+ * peers_frame.c (heads of frames) share. */
 #ifndef RAFTDIR_PEERS_INTERNAL_H
 #define RAFTDIR_PEERS_INTERNAL_H
 #include "conn.h"
@@ -59,6 +60,7 @@ enum peer_cause { /* of a line in the log; each has its own minute */
     CAUSE_CONNECTED,
     CAUSE_STUCK,
     CAUSE_CROWD,
+    CAUSE_IMAGE,
     CAUSES,
 };
 
@@ -84,6 +86,8 @@ struct peer_link {
     bool accepted, ready;
     bool parted;              /* given up, only waits for on_close */
     uint64_t deadline_ms;     /* for its Hello; UINT64_MAX: none */
+    Raftdir__Peer__Frame *image; /* accepted, its Hello asks for an image: that Hello, until the connection is handed over */
+    uint64_t image_until_ms;     /* by when that must have been possible; deadline_ms is the next attempt */
     struct peer_link *prev, *next;
 };
 
@@ -117,10 +121,26 @@ struct peer_member *peers_find(struct peers *p, uint64_t id);
 void peers_log(struct peers *p, struct peer_member *m, const char *stranger, enum peer_cause cause, enum logger_level level, const char *fmt, ...)
     __attribute__((format(printf, 6, 7)));
 
+/* For every reason that is known here: closes the link. */
+void peers_link_refuse(struct peer_link *l, int code, const char *why);
+/* From now on the link is nobody's; on_close will free it. */
+void peers_link_part(struct peer_link *l);
+void peers_schedule(struct peers *p); /* sets the timer to the next thing to do */
+
+/* --- peers_image.c --- */
+/* `l` has shown by its Hello (given) that it is `m`, and that it wants an image. */
+void peers_image_begin(struct peer_link *l, struct peer_member *m, Raftdir__Peer__Frame *hello);
+void peers_image_go_on(struct peer_link *l); /* its deadline_ms has come */
+
 /* --- peers_hello.c --- */
+#define PEER_HELLO_LEN_MAX 4096
+/* A packed Frame with the Hello of `self` (its ids and uuid count); 0: over the limit. image, client_endpoint: NULL allowed. */
+size_t peers_hello_pack(const struct peers_options *self, const char *client_endpoint, uint64_t to, bool removed, Raftdir__Image__Request *image,
+                        uint8_t buf_r[PEER_HELLO_LEN_MAX]);
 int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed);
-/* Checks the first frame of a connection. 0: it is `*member_r` (for a dialled one: link->m). Else the reason is in the log, and the link must be closed. */
-int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, struct peer_member **member_r);
+/* Checks the first frame of a connection. 0: it is `*member_r` (for a dialled one: link->m). Else the reason is in the log, and the link must be closed.
+ * image_r: not NULL when the connection is to carry an image: its Hello, given. */
+int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, struct peer_member **member_r, Raftdir__Peer__Frame **image_r);
 /* The certificate's name fits the member? Logs if not. */
 bool peers_cert_fits(struct peer_link *link, const struct peer_member *m);
 
