@@ -4,19 +4,39 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "raftdir/datadir.h"
 
 static char top[] = "/tmp/raftdir-test-datadir-XXXXXX";
 static char dir[128];
 static struct err err;
+
+/* Takes the place of the C library's: notes what is synced, and fails once. */
+static char synced[64][160];
+static int synced_n, fsync_fails_at;
+int fsync(int fd)
+{
+    char link[64];
+    if (fsync_fails_at && --fsync_fails_at == 0) {
+        errno = EIO;
+        return -1;
+    }
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, synced[synced_n % 64], sizeof synced[0] - 1);
+    if (n > 0)
+        synced[synced_n++ % 64][n] = '\0';
+    return (int)syscall(SYS_fsync, fd);
+}
 
 static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
 {
@@ -35,6 +55,7 @@ static int setup(void **state)
     snprintf(dir, sizeof dir, "%s/d", top);
     wipe();
     datadir_step_hook = NULL;
+    fsync_fails_at = 0;
     memset(&err, 0, sizeof err);
     return 0;
 }
@@ -333,6 +354,403 @@ static void test_members_that_cannot_be_written(void **state)
     datadir_close(&d);
 }
 
+/* --- Generations --------------------------------------------------------------------------------------------------------------- */
+
+static bool exists(const char *name)
+{
+    char path[256];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return lstat(path, &st) == 0;
+}
+
+/* Which life the current log/vote is of: the text that the test wrote into it. */
+static int life(struct datadir *d)
+{
+    char path[512], buf[32];
+    assert_int_equal(datadir_path(d, "log/vote", path, sizeof path, &err), 0);
+    read_file(path + strlen(dir) + 1, buf, sizeof buf);
+    return atoi(buf);
+}
+
+static void life_write(const char *path, int n)
+{
+    char text[32];
+    int len = snprintf(text, sizeof text, "%d", n);
+    write_file(path + strlen(dir) + 1, text, (size_t)len);
+}
+
+static struct datadir *open_member(void)
+{
+    struct datadir_identity id = sample();
+    char path[512];
+    assert_int_equal(become_member(&id), 0);
+    struct datadir *d = open_ok();
+    assert_int_equal(datadir_path(d, "log/vote", path, sizeof path, &err), 0);
+    life_write(path, 1);
+    assert_int_equal(datadir_path(d, "state/data.mdb", path, sizeof path, &err), 0);
+    life_write(path, 1);
+    return d;
+}
+
+static int stage_filled(struct datadir *d, int n)
+{
+    char path[512];
+    int rc = datadir_stage(d, &err);
+    if (rc != 0)
+        return rc;
+    assert_int_equal(datadir_staged_path(d, "state/data.mdb", path, sizeof path, &err), 0);
+    assert_int_equal(access(path, F_OK), -1);
+    life_write(path, n);
+    assert_int_equal(datadir_staged_path(d, "log/vote", path, sizeof path, &err), 0);
+    assert_int_equal(access(path, F_OK), -1);
+    life_write(path, n);
+    return 0;
+}
+
+static void test_stage_and_swap(void **state)
+{
+    (void)state;
+    struct datadir *d = open_member();
+    char path[512], want[512];
+    assert_int_equal(datadir_staged_path(d, "state", path, sizeof path, &err), RAFTDIR_EINVAL);
+    assert_int_equal(datadir_swap(d, &err), RAFTDIR_EINVAL);
+    for (int n = 2; n < 12; n++) {
+        assert_int_equal(stage_filled(d, n), 0);
+        assert_int_equal(life(d), n - 1);
+        assert_int_equal(datadir_swap(d, &err), 0);
+        assert_int_equal(life(d), n);
+        assert_int_equal(datadir_path(d, "state", path, sizeof path, &err), 0);
+        snprintf(want, sizeof want, "%s/gen-%d/state", dir, n);
+        assert_string_equal(path, want);
+        assert_int_equal(datadir_staged_path(d, "state", path, sizeof path, &err), RAFTDIR_EINVAL);
+        snprintf(want, sizeof want, "gen-%d/state/data.mdb", n - 1);
+        assert_true(exists(want)); /* somebody may still read it */
+        if (n % 2)
+            assert_int_equal(datadir_clean(d, &err), 0);
+        datadir_close(&d);
+        d = open_ok();
+        assert_int_equal(datadir_check(d, &err), 0);
+        assert_int_equal(datadir_identity(d)->node_id, 7);
+        assert_int_equal(life(d), n);
+    }
+    assert_true(exists("gen-11") && !exists("gen-10") && !exists("gen-9"));
+    datadir_close(&d);
+}
+
+/* What is staged is left alone until it isn't wanted; nor is anything else touched that isn't a generation. */
+static void test_clean(void **state)
+{
+    (void)state;
+    static const char *const others[] = {"gen-1.bak", "gen-x", "gen-", "gen-01", "gen-0", "gen-99999999999999999999", "lost+found"};
+    struct datadir *d = open_member();
+    char path[256];
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, others[i]);
+        assert_int_equal(mkdir(path, 0700), 0);
+    }
+    static const char *const left[] = {"gen-5", "gen-5/state", "gen-5/log", "gen-5/log/deep", "gen-77"};
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, left[i]);
+        assert_int_equal(mkdir(path, 0700), 0);
+    }
+    write_file("gen-5/log/deep/file", "x", 1);
+    write_file("gen-8", "x", 1);
+    write_file("IDENTITY.tmp", "x", 1);
+    snprintf(path, sizeof path, "%s/CURRENT.tmp", dir);
+    assert_int_equal(symlink("gen-5", path), 0);
+    assert_int_equal(datadir_clean(d, &err), 0);
+    assert_true(!exists("gen-5") && !exists("gen-77") && !exists("gen-8") && !exists("IDENTITY.tmp") && !exists("CURRENT.tmp"));
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        assert_true(exists(others[i]));
+    assert_int_equal(stage_filled(d, 2), 0);
+    assert_int_equal(datadir_clean(d, &err), 0);
+    assert_true(exists("gen-2/log/vote") && exists("gen-1/log/vote"));
+    datadir_unstage(d);
+    assert_int_equal(datadir_swap(d, &err), RAFTDIR_EINVAL);
+    assert_int_equal(datadir_clean(d, &err), 0);
+    assert_true(!exists("gen-2") && exists("gen-1/log/vote"));
+    /* Which one is the member's can't be told: nothing is removed. */
+    assert_int_equal(stage_filled(d, 2), 0);
+    datadir_unstage(d);
+    snprintf(path, sizeof path, "%s/CURRENT", dir);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(datadir_clean(d, &err), RAFTDIR_ECORRUPT);
+    assert_int_equal(datadir_stage(d, &err), RAFTDIR_ECORRUPT);
+    assert_int_equal(symlink("../somewhere", path), 0);
+    assert_int_equal(datadir_clean(d, &err), RAFTDIR_ECORRUPT);
+    assert_int_equal(datadir_stage(d, &err), RAFTDIR_ECORRUPT);
+    assert_true(exists("gen-1/log/vote") && exists("gen-2/log/vote"));
+    datadir_close(&d);
+}
+
+/* An image that isn't whole never becomes current. */
+static void test_incomplete_stage(void **state)
+{
+    (void)state;
+    static const char *const missing[] = {"gen-2/log/vote", "gen-2/log", "gen-2/state"};
+    struct datadir *d = open_member();
+    char path[256];
+    for (size_t i = 0; i < sizeof missing / sizeof *missing; i++) {
+        assert_int_equal(datadir_stage(d, &err), 0);
+        if (i != 0) {
+            assert_int_equal(datadir_staged_path(d, "log/vote", path, sizeof path, &err), 0);
+            life_write(path, 2);
+        }
+        if (i == 1)
+            assert_int_equal(unlink(path), 0);
+        snprintf(path, sizeof path, "%s/%s", dir, missing[i]);
+        if (i)
+            assert_int_equal(rmdir(path), 0);
+        assert_int_equal(datadir_swap(d, &err), RAFTDIR_EINVAL);
+        assert_non_null(strstr(err.text, i == 2 ? "gen-2/state" : "gen-2/log/vote"));
+        assert_int_equal(life(d), 1);
+    }
+    datadir_close(&d);
+    /* Nobody stages beside what isn't a member. */
+    wipe();
+    d = open_ok();
+    assert_int_equal(datadir_stage(d, &err), RAFTDIR_EBUSY);
+    assert_int_equal(datadir_prepare(d, &err), 0);
+    assert_int_equal(datadir_stage(d, &err), RAFTDIR_EBUSY);
+    datadir_close(&d);
+}
+
+/* Where every sync stands; and when one fails, what may have happened is told apart from what can't have. */
+static void test_swap_syncs(void **state)
+{
+    (void)state;
+    static const char *const order[] = {"/gen-2/state", "/gen-2/log", "/gen-2", "", ""};
+    struct datadir *d = open_member();
+    assert_int_equal(stage_filled(d, 2), 0);
+    synced_n = 0;
+    assert_int_equal(datadir_swap(d, &err), 0);
+    assert_int_equal(synced_n, 5);
+    for (int i = 0; i < 5; i++) {
+        char want[256];
+        snprintf(want, sizeof want, "%s%s", dir, order[i]);
+        assert_string_equal(synced[i], want);
+    }
+    for (int n = 1; n <= 5; n++) {
+        assert_int_equal(stage_filled(d, 3), 0);
+        fsync_fails_at = n;
+        assert_int_equal(datadir_swap(d, &err), RAFTDIR_EIO);
+        assert_int_equal(fsync_fails_at, 0);
+        assert_int_equal(life(d), n < 5 ? 2 : 3);
+    }
+    datadir_close(&d);
+}
+
+static char last_step[64];
+static int stop_at_noted(const char *step)
+{
+    if (steps_left-- > 0)
+        return 0;
+    snprintf(last_step, sizeof last_step, "%s", step);
+    return 1;
+}
+
+/* The directory opens as the old one or as the new one, and goes on from there. */
+static void test_crash_at_each_step_of_a_swap(void **state)
+{
+    (void)state;
+    int n, rc = RAFTDIR_ECANCELED;
+    bool was_new = false;
+    for (n = 0; rc != 0; n++) {
+        assert_true(n < 100);
+        wipe();
+        struct datadir *d = open_member();
+        uint8_t uuid[NODE_UUID_LEN];
+        memcpy(uuid, datadir_identity(d)->uuid, NODE_UUID_LEN);
+        write_file("CURRENT.tmp", "x", 1);
+        datadir_step_hook = stop_at_noted;
+        steps_left = n;
+        rc = stage_filled(d, 2);
+        bool swapped = rc == 0 && (rc = datadir_swap(d, &err)) == 0;
+        if (rc == 0)
+            rc = datadir_clean(d, &err);
+        datadir_step_hook = NULL;
+        if (rc != 0)
+            assert_int_equal(rc, RAFTDIR_ECANCELED);
+        datadir_close(&d);
+        d = open_ok();
+        assert_memory_equal(datadir_identity(d)->uuid, uuid, NODE_UUID_LEN);
+        assert_int_equal(datadir_identity(d)->node_id, 7);
+        if (datadir_check(d, &err) != 0)
+            fail_msg("before %s: %s", last_step, err.text);
+        bool new = life(d) == 2;
+        assert_true(new || life(d) == 1);
+        assert_true(new || !swapped);
+        if (rc != 0)
+            assert_int_equal(new, was_new || strcmp(last_step, "sync CURRENT") == 0);
+        was_new = new;
+        assert_int_equal(datadir_clean(d, &err), 0);
+        assert_true(exists(new ? "gen-2" : "gen-1") && !exists(new ? "gen-1" : "gen-2") && !exists("CURRENT.tmp"));
+        assert_int_equal(stage_filled(d, 3), 0);
+        assert_int_equal(datadir_swap(d, &err), 0);
+        assert_int_equal(datadir_check(d, &err), 0);
+        assert_int_equal(life(d), 3);
+        datadir_close(&d);
+    }
+    assert_true(was_new && n > 10);
+}
+
+/* Either still the member, with everything, or a new node; never a member without its log, nor the old identity without its cluster. */
+static void test_crash_at_each_step_of_a_reset(void **state)
+{
+    (void)state;
+    struct datadir_identity id = sample();
+    int n, rc = RAFTDIR_ECANCELED;
+    bool was_new = false;
+    for (n = 0; rc != 0; n++) {
+        assert_true(n < 100);
+        wipe();
+        struct datadir *d = open_member();
+        uint8_t uuid[NODE_UUID_LEN], uuid_new[NODE_UUID_LEN];
+        memcpy(uuid, datadir_identity(d)->uuid, NODE_UUID_LEN);
+        assert_int_equal(stage_filled(d, 2), 0);
+        assert_int_equal(datadir_swap(d, &err), 0);
+        assert_int_equal(stage_filled(d, 3), 0); /* gen-1 is gone, gen-2 current, gen-3 staged */
+        datadir_step_hook = stop_at_noted;
+        steps_left = n;
+        rc = datadir_reset(d, &err);
+        datadir_step_hook = NULL;
+        if (rc != 0)
+            assert_int_equal(rc, RAFTDIR_ECANCELED);
+        memcpy(uuid_new, datadir_identity(d)->uuid, NODE_UUID_LEN);
+        bool told = datadir_identity(d)->cluster_id == 0;
+        datadir_close(&d);
+        d = open_ok();
+        bool new = datadir_identity(d)->cluster_id == 0;
+        assert_true(new || (!was_new && !told));
+        if (!new) {
+            assert_memory_equal(datadir_identity(d)->uuid, uuid, NODE_UUID_LEN);
+            assert_int_equal(datadir_check(d, &err), 0);
+            assert_int_equal(life(d), 2);
+            datadir_close(&d);
+            continue;
+        }
+        was_new = true;
+        assert_memory_not_equal(datadir_identity(d)->uuid, uuid, NODE_UUID_LEN);
+        if (told)
+            assert_memory_equal(datadir_identity(d)->uuid, uuid_new, NODE_UUID_LEN);
+        if (rc == 0)
+            assert_true(!exists("gen-1") && !exists("gen-2") && !exists("gen-3") && !exists("CURRENT"));
+        datadir_close(&d);
+        assert_int_equal(become_member(&id), 0);
+        d = open_ok();
+        assert_int_equal(datadir_check(d, &err), 0);
+        assert_true(exists("gen-1") && !exists("gen-2") && !exists("gen-3") && !exists("gen-1/state/data.mdb"));
+        datadir_close(&d);
+    }
+    assert_true(was_new && n > 8);
+}
+
+/* A member that lost any part of what it had: it is told what, isn't started, and can be reset. */
+static void test_damaged_member_is_reset(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *text;
+    } lost[] = {{"gen-1", "gen-1 is missing, to which CURRENT points"}, {"gen-1/log", "gen-1/log is missing"}, {"gen-1/log/vote", "log/vote is missing"},
+                {"gen-1/state", "gen-1/state is missing"}, {"CURRENT", "CURRENT, which points to the node's log and state, can't be read"},
+                {"CURRENT>", "CURRENT points to \"/etc\"; wanted gen-N"}};
+    struct datadir_identity id = sample();
+    for (size_t i = 0; i < sizeof lost / sizeof *lost; i++) {
+        wipe();
+        struct datadir *d = open_member();
+        uint8_t uuid[NODE_UUID_LEN];
+        char path[256];
+        memcpy(uuid, datadir_identity(d)->uuid, NODE_UUID_LEN);
+        snprintf(path, sizeof path, "%s/%s", dir, lost[i].name);
+        path[strcspn(path, ">")] = '\0';
+        if (nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS) != 0)
+            fail_msg("%s", path);
+        if (strchr(lost[i].name, '>'))
+            assert_int_equal(symlink("/etc", path), 0);
+        datadir_close(&d);
+        d = open_ok();
+        assert_int_equal(datadir_check(d, &err), RAFTDIR_ECORRUPT);
+        if (!strstr(err.text, lost[i].text) || !strstr(err.text, "remove member 7"))
+            fail_msg("%s", err.text);
+        assert_int_equal(datadir_reset(d, &err), 0);
+        assert_memory_not_equal(datadir_identity(d)->uuid, uuid, NODE_UUID_LEN);
+        assert_int_equal(datadir_identity(d)->cluster_id, 0);
+        assert_int_equal(datadir_identity(d)->members_n, 0);
+        assert_true(!exists("gen-1") && !exists("CURRENT"));
+        memcpy(uuid, datadir_identity(d)->uuid, NODE_UUID_LEN);
+        assert_int_equal(datadir_prepare(d, &err), 0); /* in the same process, too */
+        datadir_close(&d);
+        assert_int_equal(become_member(&id), 0);
+        d = open_ok();
+        assert_memory_equal(datadir_identity(d)->uuid, uuid, NODE_UUID_LEN);
+        assert_int_equal(datadir_check(d, &err), 0);
+        datadir_close(&d);
+    }
+}
+
+/* A node that isn't prepared doesn't join on what is left of another life. */
+static void test_join_wants_a_prepared_directory(void **state)
+{
+    (void)state;
+    struct datadir_identity id = sample();
+    char path[256];
+    struct datadir *d = open_ok();
+    assert_int_equal(datadir_join(d, &id, &err), RAFTDIR_ECORRUPT);
+    assert_int_equal(datadir_prepare(d, &err), 0);
+    snprintf(path, sizeof path, "%s/CURRENT", dir);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(symlink("gen-2", path), 0);
+    assert_int_equal(datadir_join(d, &id, &err), RAFTDIR_EINVAL);
+    assert_int_equal(datadir_identity(d)->cluster_id, 0);
+    datadir_close(&d);
+}
+
+/* A generation that takes long to remove holds nobody up. */
+static sem_t removing, go_on;
+static int wait_at_removal(const char *step)
+{
+    if (strcmp(step, "remove gen-1") == 0) {
+        sem_post(&removing);
+        sem_wait(&go_on);
+    }
+    return 0;
+}
+
+static void *cleaner(void *data)
+{
+    return (void *)(intptr_t)datadir_clean(data, NULL);
+}
+
+static void test_clean_beside_others(void **state)
+{
+    (void)state;
+    struct datadir *d = open_member();
+    char path[512];
+    pthread_t t;
+    void *rc;
+    assert_int_equal(stage_filled(d, 2), 0);
+    assert_int_equal(datadir_swap(d, &err), 0);
+    sem_init(&removing, 0, 0);
+    sem_init(&go_on, 0, 0);
+    datadir_step_hook = wait_at_removal;
+    assert_int_equal(pthread_create(&t, NULL, cleaner, d), 0);
+    sem_wait(&removing);
+    assert_int_equal(datadir_path(d, "log", path, sizeof path, &err), 0);
+    assert_int_equal(life(d), 2);
+    assert_int_equal(datadir_stage(d, &err), RAFTDIR_EBUSY);
+    datadir_unstage(d);
+    assert_int_equal(datadir_staged_path(d, "log", path, sizeof path, &err), RAFTDIR_EINVAL);
+    sem_post(&go_on);
+    pthread_join(t, &rc);
+    datadir_step_hook = NULL;
+    assert_null(rc);
+    assert_int_equal(stage_filled(d, 3), 0);
+    assert_int_equal(datadir_swap(d, &err), 0);
+    assert_int_equal(life(d), 3);
+    datadir_close(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -342,6 +760,12 @@ int main(void)
         cmocka_unit_test_setup(test_crash_at_each_step, setup),         cmocka_unit_test_setup(test_leftovers_removed, setup),
         cmocka_unit_test_setup(test_no_member_without_its_directories, setup),
         cmocka_unit_test_setup(test_member_without_log_refused, setup), cmocka_unit_test_setup(test_members_that_cannot_be_written, setup),
+        cmocka_unit_test_setup(test_stage_and_swap, setup),             cmocka_unit_test_setup(test_clean, setup),
+        cmocka_unit_test_setup(test_incomplete_stage, setup),           cmocka_unit_test_setup(test_swap_syncs, setup),
+        cmocka_unit_test_setup(test_crash_at_each_step_of_a_swap, setup),
+        cmocka_unit_test_setup(test_crash_at_each_step_of_a_reset, setup),
+        cmocka_unit_test_setup(test_damaged_member_is_reset, setup),    cmocka_unit_test_setup(test_join_wants_a_prepared_directory, setup),
+        cmocka_unit_test_setup(test_clean_beside_others, setup),
     };
     if (!mkdtemp(top))
         return 1;
