@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "guard_internal.h"
-
-#define INSTALL_RETRY_ELECTION_TIMEOUTS 3 /* an unanswered InstallSnapshot is repeated after so many election timeouts */
+#include "limits.h"
 
 int guard_create(const struct guard_options *options, const struct guard_ops *ops, struct guard **guard_r, struct err *err)
 {
@@ -27,7 +26,8 @@ int guard_create(const struct guard_options *options, const struct guard_ops *op
     raft_seed(&g->raft, options->seed);
     raft_set_election_timeout(&g->raft, options->election_timeout_ms);
     raft_set_heartbeat_timeout(&g->raft, options->heartbeat_ms);
-    raft_set_install_snapshot_timeout(&g->raft, options->election_timeout_ms * INSTALL_RETRY_ELECTION_TIMEOUTS);
+    /* A follower's rejections end the core's snapshot mode only when they are about the newest snapshot, which moves on. Else this does. */
+    raft_set_install_snapshot_timeout(&g->raft, IMAGE_REPEAT_MS);
     raft_set_pre_vote(&g->raft, true);
     if (options->max_inflight_entries)
         raft_set_max_inflight_entries(&g->raft, options->max_inflight_entries);
@@ -259,6 +259,36 @@ int guard_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_me
     return guard_step(g, now, &s, NULL, err);
 }
 
+/* In snapshot mode the core takes nothing from a rejection, and leaves the mode only when the newest snapshot's index is acknowledged: by a core that was
+ * given an image. Ours never is (a node is made anew on it), so its index has to come another way.
+ *
+ * Why this is safe. `index` is applied at that server: committed, by whichever leader in whichever term, and durable there, in its log or in a durable image. By
+ * leader completeness each later leader's log holds the same entries up to it, and a server never gives up what it has applied: the statement doesn't age,
+ * and needs no term. A leader that doesn't know yet that `index` is committed ignores it (it is told again), so nothing is ever committed by it either:
+ * it only moves the match index, below the commit index, and what hangs on it (where to send from, catch-up rounds, who knows the last change). */
+int guard_acknowledged(struct guard *g, raft_time now, raft_id id, raft_index index, struct err *err)
+{
+    struct raft *r = &g->raft;
+    struct raft_message m;
+    struct guard_step s;
+    raft_index match = 0;
+    if (g->failed)
+        return err_set(err, g->failed, "consensus has stopped after an error");
+    if (!guard_on(g, GUARD_ACKNOWLEDGED) || r->state != RAFT_LEADER || id == r->id || index > r->commit_index || raft_match_index(r, id, &match) || index <= match)
+        return 0;
+    memset(&m, 0, sizeof m);
+    m.type = RAFT_APPEND_ENTRIES_RESULT;
+    m.server_id = id;
+    m.server_address = "";
+    m.append_entries_result.version = 1;
+    m.append_entries_result.term = r->current_term;
+    m.append_entries_result.last_log_index = index;
+    memset(&s, 0, sizeof s);
+    s.event.type = RAFT_RECEIVE;
+    s.event.receive.message = &m;
+    return guard_step(g, now, &s, NULL, err);
+}
+
 int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, struct err *err)
 {
     int refused = 0;
@@ -277,6 +307,12 @@ int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entrie
     if (!rc && refused)
         return err_set(err, err_from_raft(refused), "submit: %s", raft_strerror(refused));
     return rc;
+}
+
+void guard_log_range(const struct guard *g, raft_index *first_r, raft_index *last_r)
+{
+    *first_r = g->raft.trail.offset + 1;
+    *last_r = guard_trail_last(&g->raft);
 }
 
 bool guard_current_term_committed(struct guard *g)

@@ -46,6 +46,7 @@ enum guard_bit {
     GUARD_CHANGE_STORED = 1 << 17,    /* a CHANGE leaves the leader only after it has stored it itself */
     GUARD_CATCH_UP_IDLE = 1 << 18,    /* the catch-up of a server that holds everything ends in an idle cluster as well */
     GUARD_SILENT_LEADER = 1 << 19,    /* a leader that is silent for the election timeout is no reason to refuse a vote */
+    GUARD_ACKNOWLEDGED = 1 << 20,     /* guard_acknowledged works: a server that has installed an image by itself gets entries again */
 };
 
 struct guard;
@@ -108,10 +109,10 @@ int guard_persisted_snapshot(struct guard *g, raft_time now, const struct raft_s
 int guard_snapshot(struct guard *g, raft_time now, const struct raft_snapshot_metadata *metadata, unsigned trailing, struct err *err);
 /* A CHANGE was applied. Ignored where the core has been told already. */
 int guard_configuration(struct guard *g, raft_time now, raft_index index, const void *data, size_t len, struct err *err);
-/* RAFT_COMMAND or RAFT_BARRIER payloads; buf borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (transfer in progress). */
 /* Server `id` holds everything up to `index` durably, and all of that is committed (it says so by another way than an AppendEntries result). As an acknowledgement:
  * a server that has installed an image by itself gets entries again. Ignored unless this node leads and it is news. */
 int guard_acknowledged(struct guard *g, raft_time now, raft_id id, raft_index index, struct err *err);
+/* RAFT_COMMAND or RAFT_BARRIER payloads; buf borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (transfer in progress). */
 int guard_submit(struct guard *g, raft_time now, const struct raft_entry *entries, unsigned n, struct err *err);
 /* A new configuration, with every precheck: leader, no transfer, a commit of this term, no change in progress, one server changed, not this one removed or
  * demoted; and, unless it removes or demotes, every voter holds the last committed change. Borrowed. RAFTDIR_ENOTLEADER, RAFTDIR_EBUSY (try again),
@@ -124,5 +125,7 @@ int guard_transfer(struct guard *g, raft_time now, raft_id id, struct err *err);
 bool guard_configuration_valid(const void *data, size_t len);
 raft_time guard_deadline(struct guard *g, raft_time now); /* when guard_timeout is due; >= now + 1 */
 bool guard_current_term_committed(struct guard *g);
+/* The entries that the core knows of: the driver's log holds the same. Empty: *last_r is *first_r - 1. */
+void guard_log_range(const struct guard *g, raft_index *first_r, raft_index *last_r);
 
 #endif

@@ -1,8 +1,6 @@
-/* node.c - the life of a node, its log in memory, what the core's updates cause, commit and apply. See node.h.
+/* node.c - the life of a node, what the core's updates cause, commit and apply. See node.h; the log in memory is node_log.c.
  *
  * Invariants:
- *  - the log in memory is what the core's trail says: same first and last index, same terms;
- *  - io.log_write gets batches in log order; a batch whose entries were cut again counts only up to valid_to;
  *  - io.apply gets contiguous, committed, durably stored entries, each index once in a life of the node;
  *  - term and vote are durable before any frame of the step that changed them, or of a later one, is sent;
  *  - no entry at or below the commit index is ever cut. */
@@ -11,38 +9,6 @@
 #include <string.h>
 #include "node_internal.h"
 #include "op.h"
-
-/* --- Batches ------------------------------------------------------------------------------------------------------------- */
-
-struct log_batch *log_batch_create(struct entry *const *entries, unsigned count)
-{
-    struct log_batch *b = calloc(1, sizeof *b);
-    if (!b)
-        return NULL;
-    b->entries = malloc(count * sizeof(struct entry *));
-    if (!b->entries) {
-        free(b);
-        return NULL;
-    }
-    for (unsigned i = 0; i < count; i++)
-        b->entries[i] = entry_ref(entries[i]);
-    b->first = entries[0]->index;
-    b->n = count;
-    b->valid_to = b->first + count - 1;
-    return b;
-}
-
-void log_batch_destroy(struct log_batch **batch)
-{
-    struct log_batch *b = *batch;
-    if (!b)
-        return;
-    for (unsigned i = 0; i < b->n; i++)
-        entry_unref(b->entries[i]);
-    free(b->entries);
-    free(b);
-    *batch = NULL;
-}
 
 /* --- Small things ------------------------------------------------------------------------------------------------------- */
 
@@ -60,13 +26,6 @@ void node_fail(struct node *n, int code, const char *why)
 bool node_is_leader(const struct node *n)
 {
     return n->state == RAFT_LEADER;
-}
-
-struct entry *node_entry(struct node *n, uint64_t index)
-{
-    if (index < n->log_first || index >= n->log_first + n->log_n)
-        return NULL;
-    return n->log[index - n->log_first];
 }
 
 const struct raft_server *node_server(const struct node *n, uint64_t id)
@@ -130,87 +89,7 @@ static void log_time_of_log(struct node *n)
     }
 }
 
-/* --- The log in memory ------------------------------------------------------------------------------------------------------ */
-
-static int log_push(struct node *n, struct entry *e)
-{
-    if (n->log_n == n->log_cap) {
-        size_t cap = n->log_cap ? n->log_cap * 2 : 256;
-        struct entry **log = realloc(n->log, cap * sizeof *log);
-        if (!log)
-            return RAFTDIR_ENOMEM;
-        n->log = log;
-        n->log_cap = cap;
-    }
-    n->log[n->log_n++] = e;
-    n->log_bytes += e->len + sizeof *e;
-    return 0;
-}
-
-static void log_cut(struct node *n, uint64_t from)
-{
-    while (n->log_n && n->log[n->log_n - 1]->index >= from) {
-        struct entry *e = n->log[--n->log_n];
-        n->log_bytes -= e->len + sizeof *e;
-        entry_unref(e);
-    }
-    for (size_t i = 0; i < n->writing_n; i++)
-        if (n->writing[i]->valid_to >= from)
-            n->writing[i]->valid_to = from - 1;
-}
-
-static int writing_push(struct node *n, struct log_batch *b)
-{
-    if (n->writing_n == n->writing_cap) {
-        size_t cap = n->writing_cap ? n->writing_cap * 2 : 16;
-        struct log_batch **list = realloc(n->writing, cap * sizeof *list);
-        if (!list)
-            return RAFTDIR_ENOMEM;
-        n->writing = list;
-        n->writing_cap = cap;
-    }
-    n->writing[n->writing_n++] = b;
-    return 0;
-}
-
-/* The entry of the event in progress that the core speaks of, found by its bytes. */
-static struct entry *incoming_at(const struct node *n, uint64_t index, const void *data)
-{
-    if (!n->incoming_n || index < n->incoming[0]->index || index - n->incoming[0]->index >= n->incoming_n)
-        return NULL;
-    struct entry *e = n->incoming[index - n->incoming[0]->index];
-    return e->data == data ? e : NULL;
-}
-
-/* Entries that the core has taken into its trail: into our log, and on their way to the disk. */
-static int update_entries(struct node *n, const struct raft_update *u)
-{
-    uint64_t index = u->entries.index;
-    if (index < n->log_first || index > n->log_first + n->log_n || index <= n->commit)
-        return err_set(&n->err, RAFTDIR_ECORRUPT, "the core appends at %llu, log %llu..%llu, commit %llu", (unsigned long long)index,
-                       (unsigned long long)n->log_first, (unsigned long long)(n->log_first + n->log_n - 1), (unsigned long long)n->commit);
-    log_cut(n, index);
-    for (unsigned i = 0; i < u->entries.n; i++) {
-        const struct raft_entry *r = &u->entries.batch[i];
-        struct entry *e = incoming_at(n, index + i, r->buf.base);
-        if (e)
-            e = entry_ref(e);
-        else /* the core's or the guard's own: a barrier, a CHANGE */
-            e = entry_create(index + i, r->term, (uint16_t)r->type, r->buf.base, (uint32_t)r->buf.len);
-        if (!e || log_push(n, e)) {
-            entry_unref(e);
-            return err_set(&n->err, RAFTDIR_ENOMEM, "no memory for the log");
-        }
-        assert(e->term == r->term);
-    }
-    struct log_batch *b = log_batch_create(&n->log[index - n->log_first], u->entries.n);
-    if (!b || writing_push(n, b)) {
-        log_batch_destroy(&b);
-        return err_set(&n->err, RAFTDIR_ENOMEM, "no memory for the log");
-    }
-    n->io.log_write(n->io.data, b);
-    return 0;
-}
+/* --- Updates of the core ------------------------------------------------------------------------------------------------------ */
 
 /* Apply what is committed and stored here (ordering rule 5). */
 static int send_apply(struct node *n)
@@ -243,7 +122,7 @@ static int on_update(void *data, const struct raft_update *u)
             return rc;
         }
     }
-    if (u->flags & RAFT_UPDATE_ENTRIES && (rc = update_entries(n, u))) {
+    if (u->flags & RAFT_UPDATE_ENTRIES && (rc = node_log_update(n, u))) {
         node_fail(n, rc, n->err.text);
         return rc;
     }
@@ -254,8 +133,7 @@ static int on_update(void *data, const struct raft_update *u)
     if (u->flags & RAFT_UPDATE_MESSAGES)
         for (unsigned i = 0; i < u->messages.n && !n->failed; i++)
             node_frame_send_raft(n, &u->messages.batch[i]);
-    if (raft_commit_index(n->raft) > n->commit)
-        n->commit = raft_commit_index(n->raft);
+    node_log_committed(n, raft_commit_index(n->raft));
     return n->failed ? RAFTDIR_EFAILED : 0;
 }
 
@@ -326,6 +204,7 @@ void node_settle(struct node *n)
             node_ops_leader_changed(n);
         n->io.role_changed(n->io.data);
     }
+    node_log_check(n);
     int rc = send_apply(n);
     if (rc)
         node_fail(n, rc, n->err.text);
@@ -455,14 +334,11 @@ int node_create(const struct node_options *options, const struct node_io *io, co
     if (rc)
         goto close_metadata;
     n->raft = guard_raft(n->guard);
-    n->log = boot->entries_n ? malloc(boot->entries_n * sizeof(struct entry *)) : NULL;
-    if (boot->entries_n && !n->log) {
-        rc = err_set(err, RAFTDIR_ENOMEM, "no memory for the log");
+    rc = node_log_init(n, boot->entries, boot->entries_n);
+    if (rc) {
+        err_set(err, rc, "no memory for the log");
         goto destroy_guard;
     }
-    n->log_cap = boot->entries_n;
-    for (size_t i = 0; i < boot->entries_n; i++)
-        log_push(n, boot->entries[i]); /* has room */
     free(boot->entries);
     *node_r = n;
     return 0;
@@ -494,10 +370,7 @@ void node_destroy(struct node **node)
     guard_destroy(&n->guard);
     if (!n->started && n->start.metadata)
         raft_configuration_close(&n->start_metadata.configuration);
-    for (size_t i = 0; i < n->log_n; i++)
-        entry_unref(n->log[i]);
-    free(n->log);
-    free(n->writing);
+    node_log_close(n);
     free(n->start_entries);
     free(n->frame);
     free(n);
@@ -542,6 +415,8 @@ void node_tick(struct node *n, uint64_t now)
     node_ops_period(n);
     node_members_progress(n);
     node_digests_period(n);
+    node_images_period(n);
+    node_log_period(n);
 }
 
 void node_receive(struct node *n, uint64_t now, uint64_t from, const uint8_t *frame, size_t len)
@@ -611,9 +486,7 @@ void node_log_written(struct node *n, uint64_t now, struct log_batch *batch, int
 {
     clock_set(n, now);
     if (!n->failed) {
-        assert(n->writing_n && n->writing[0] == batch);
-        n->writing_n--;
-        memmove(n->writing, n->writing + 1, n->writing_n * sizeof *n->writing);
+        node_log_returned(n, batch);
         if (status)
             node_fail(n, status, "write the log");
         else if (batch->valid_to >= batch->first && batch->valid_to > n->raft->last_stored)
@@ -631,6 +504,7 @@ void node_applied(struct node *n, uint64_t now, struct apply_batch *batch)
         node_fail(n, batch->status, batch->err.text);
         goto destroy_batch;
     }
+    node_log_applied(n, batch);
     n->meta = batch->meta;
     node_log_time_seen(n, batch->meta.log_time_ms);
     for (unsigned i = 0; i < batch->n && !n->failed; i++) {
@@ -687,7 +561,7 @@ void node_status_get(struct node *n, uint64_t now, struct node_status *s)
     s->role = raft_role(n->raft);
     s->term = raft_current_term(n->raft);
     s->leader = n->leader;
-    s->last_index = n->log_first + n->log_n - 1;
+    s->last_index = node_last_index(n);
     s->commit_index = n->commit;
     s->applied_index = n->meta.applied_index;
     s->log_time_ms = node_log_time(n);
@@ -697,6 +571,9 @@ void node_status_get(struct node *n, uint64_t now, struct node_status *s)
     s->writes_pending = HASH_COUNT(n->ops);
     s->frames_dropped = n->frames_dropped;
     s->log_bytes = n->log_bytes;
+    s->log_first = n->log_first;
+    s->image_needed = node_images_needed(n);
+    s->space = n->space;
     node_digests_status(n, s);
 }
 
@@ -715,7 +592,7 @@ size_t node_members(struct node *n, uint64_t now, struct node_peer *list_r, size
         p->id = c->servers[i].id;
         p->role = c->servers[i].role;
         if (p->id == n->options.id) {
-            p->match_index = n->log_first + n->log_n - 1;
+            p->match_index = node_last_index(n);
         } else {
             const struct node_peer_state *state = node_peer_state(n, p->id);
             raft_index match = 0;

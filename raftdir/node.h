@@ -133,7 +133,7 @@ void node_synced(struct node *n, uint64_t now, const struct node_synced *synced)
 void node_image_fetching(struct node *n, uint64_t index);
 /* Is an image at (index, term), complete and durable, to take the place of state and log? Not if the log has come so far by itself. The daemon then ends this
  * node and boots another on the image with an empty log that begins after `index`, same term and vote. */
-bool node_image_wanted(struct node *n, uint64_t index, uint64_t term);
+bool node_image_wanted(const struct node *n, uint64_t index, uint64_t term);
 
 enum node_state { NODE_FOLLOWER = 1, NODE_CANDIDATE, NODE_LEADER, NODE_FAILED };
 struct node_status {

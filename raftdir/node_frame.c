@@ -44,6 +44,9 @@ static void send_append(struct node *n, uint64_t to, const struct raft_append_en
     unsigned left = a->n_entries;
     Raftdir__Peer__LogEntry *items = NULL;
     Raftdir__Peer__LogEntry **list = NULL;
+    struct node_peer_state *peer = node_peer_state(n, to);
+    /* Sent before and not acknowledged (the core probes once a heartbeat): one frame is enough to see whether it is taken now. */
+    bool again = peer && left && peer->append_prev == prev;
 
     node_frame_init(n, &f, to, RAFTDIR__PEER__FRAME__BODY_APPEND_ENTRIES);
     f.append_entries = &body;
@@ -87,7 +90,9 @@ static void send_append(struct node *n, uint64_t to, const struct raft_append_en
         prev += count;
         prev_term = last_term;
         left -= count;
-    } while (left);
+    } while (left && !again);
+    if (peer && a->n_entries)
+        peer->append_prev = a->prev_log_index;
 free_lists:
     free(items);
     free(list);
@@ -152,8 +157,7 @@ void node_frame_send_raft(struct node *n, const struct raft_message *m)
         return;
     }
     case RAFT_INSTALL_SNAPSHOT: {
-        /* The manifest (DESIGN D9). Its conf and data are not initialised by the core. The log is not cut yet in this version, so no member can
-         * lag behind it, and the core doesn't ask for this. */
+        /* The manifest (DESIGN D9): our log begins after what that member holds. It fetches an image by itself, from whomever. */
         Raftdir__Peer__InstallSnapshot b = RAFTDIR__PEER__INSTALL_SNAPSHOT__INIT;
         node_frame_init(n, &f, to, RAFTDIR__PEER__FRAME__BODY_INSTALL_SNAPSHOT);
         f.install_snapshot = &b;
@@ -166,20 +170,20 @@ void node_frame_send_raft(struct node *n, const struct raft_message *m)
     }
 }
 
-/* Entries of a received AppendEntries as our own; 0, or negative when the frame is malformed or memory ran out. */
-static int entries_decode(const Raftdir__Peer__AppendEntries *a, struct entry ***list_r)
+/* The first `count` entries of a received AppendEntries as our own; 0, or negative when the frame is malformed or memory ran out. */
+static int entries_decode(const Raftdir__Peer__AppendEntries *a, size_t count, struct entry ***list_r)
 {
     struct entry **list = NULL;
     *list_r = NULL;
-    if (!a->n_entries)
+    if (!count)
         return 0;
-    if (a->n_entries > UNCOMMITTED_ENTRIES_MAX)
+    if (count > UNCOMMITTED_ENTRIES_MAX)
         return RAFTDIR_ETOOBIG;
-    list = calloc(a->n_entries, sizeof *list);
+    list = calloc(count, sizeof *list);
     if (!list)
         return RAFTDIR_ENOMEM;
     int rc = 0;
-    for (size_t i = 0; i < a->n_entries && !rc; i++) {
+    for (size_t i = 0; i < count && !rc; i++) {
         const Raftdir__Peer__LogEntry *e = a->entries[i];
         if (e->data.len > ENTRY_LEN_MAX)
             rc = RAFTDIR_ETOOBIG;
@@ -191,7 +195,7 @@ static int entries_decode(const Raftdir__Peer__AppendEntries *a, struct entry **
             rc = RAFTDIR_ENOMEM;
     }
     if (rc) {
-        for (size_t i = 0; i < a->n_entries; i++)
+        for (size_t i = 0; i < count; i++)
             entry_unref(list[i]);
         free(list);
         return rc;
@@ -204,7 +208,9 @@ static int receive_append(struct node *n, struct raft_message *m, const Raftdir_
 {
     struct entry **list;
     struct raft_entry *raft_entries = NULL;
-    int rc = entries_decode(a, &list);
+    /* Too much waits to be applied here: then it is only a heartbeat. The core's answer acknowledges nothing new, and the leader sends again from there. */
+    size_t count = node_log_backlogged(n) ? 0 : a->n_entries;
+    int rc = entries_decode(a, count, &list);
     if (rc) {
         n->frames_dropped++;
         return 0;
@@ -214,13 +220,13 @@ static int receive_append(struct node *n, struct raft_message *m, const Raftdir_
     m->append_entries.prev_log_index = a->prev_log_index;
     m->append_entries.prev_log_term = a->prev_log_term;
     m->append_entries.leader_commit = a->leader_commit;
-    if (a->n_entries) {
-        raft_entries = calloc(a->n_entries, sizeof *raft_entries);
+    if (count) {
+        raft_entries = calloc(count, sizeof *raft_entries);
         if (!raft_entries) {
             n->frames_dropped++;
             goto free_entries;
         }
-        for (size_t i = 0; i < a->n_entries; i++) {
+        for (size_t i = 0; i < count; i++) {
             raft_entries[i].term = list[i]->term;
             raft_entries[i].type = list[i]->type;
             raft_entries[i].buf.base = list[i]->data;
@@ -228,15 +234,15 @@ static int receive_append(struct node *n, struct raft_message *m, const Raftdir_
         }
     }
     m->append_entries.entries = raft_entries;
-    m->append_entries.n_entries = (unsigned)a->n_entries;
+    m->append_entries.n_entries = (unsigned)count;
     n->incoming = list;
-    n->incoming_n = a->n_entries;
+    n->incoming_n = count;
     rc = guard_receive(n->guard, n->now, m, &n->err);
     n->incoming = NULL;
     n->incoming_n = 0;
 free_entries:
     free(raft_entries);
-    for (size_t i = 0; i < a->n_entries; i++)
+    for (size_t i = 0; i < count; i++)
         entry_unref(list[i]);
     free(list);
     return rc;
@@ -301,7 +307,10 @@ void node_frame_receive_raft(struct node *n, uint64_t from, const Raftdir__Peer_
         m.timeout_now.last_log_term = f->timeout_now->last_log_term;
         rc = guard_receive(n->guard, n->now, &m, &n->err);
         break;
-    default: /* a manifest among them: an image can't be needed while no log is cut */
+    case RAFTDIR__PEER__FRAME__BODY_INSTALL_SNAPSHOT:
+        node_images_manifest(n, from, f->install_snapshot); /* never stepped: the core would forget its log and wait for data */
+        return;
+    default:
         n->frames_dropped++;
         return;
     }

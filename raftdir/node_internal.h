@@ -1,6 +1,8 @@
 /* node_internal.h - what the files of the driver share (node*.c). Nobody else includes it.
  *
- * node.c         life, the log in memory, updates of the core, apply
+ * node.c         life, updates of the core, commit and apply
+ * node_log.c     the log in memory, and what of it may go
+ * node_image.c   images: when one is needed, who is fetching one
  * node_frame.c   peer frames, encoded and decoded
  * node_op.c      writes: waiting, forwarding, packing, results
  * node_read.c    probes, quorum reads, freshness
@@ -28,6 +30,13 @@ struct node_peer_state {
     uint64_t id;
     uint64_t last_frame_ms; /* 0: never */
     uint64_t probe_acked;   /* highest sequence of this term */
+    uint64_t append_prev;   /* prev_log_index of the last AppendEntries with entries to it */
+    /* What it said in its last Freshness (node_image.c). */
+    uint64_t told_ms;       /* when; 0: never */
+    uint64_t told_commit;   /* our commit index at that time */
+    enum node_space space;
+    uint64_t image_index;   /* the log is kept from this index on for it; 0: no need to */
+    uint64_t image_ms;      /* when it last gave reason to */
 };
 
 enum op_state {
@@ -131,6 +140,15 @@ struct node {
     struct entry **log;
     size_t log_n, log_cap;
     uint64_t log_first, log_bytes;
+    uint64_t unapplied_len;     /* bytes of the entries above the applied index, */
+    uint64_t uncommitted_len;   /* and of those among them that are above the commit index */
+    struct {
+        uint64_t index, term, configuration_index;
+        uint8_t *configuration;
+        size_t configuration_len;
+    } synced;                   /* the newest that node_synced told */
+    bool trim_waits;            /* more could go but for a member that fetches an image, or apply: looked at again */
+    uint64_t trim_ms;
     struct log_batch **writing; /* given to io.log_write, oldest first */
     size_t writing_n, writing_cap;
     struct entry *const *incoming; /* entries of the event in progress: on_update takes them instead of copies */
@@ -174,6 +192,10 @@ struct node {
     bool fresh_known;
     uint64_t fresh_ms; /* the applied state holds everything that was committed at this time */
 
+    uint64_t image_fetching;           /* node_image_fetching */
+    uint64_t image_told_ms;            /* to the voters that don't lead */
+    uint64_t image_index, image_term;  /* of the last manifest that asked for an image; 0: none yet */
+
     struct member *members;
     struct digests digests;
 
@@ -186,7 +208,6 @@ struct node {
 
 /* node.c */
 void node_fail(struct node *n, int code, const char *why);
-struct entry *node_entry(struct node *n, uint64_t index); /* NULL when not held */
 bool node_is_leader(const struct node *n);
 /* Runs after every guard call: reacts to what changed. Not from within on_update. */
 void node_settle(struct node *n);
@@ -196,6 +217,35 @@ struct node_peer_state *node_peer_state(struct node *n, uint64_t id); /* makes i
 const struct raft_server *node_server(const struct node *n, uint64_t id);
 /* Submits entries made by the caller; takes no references. */
 int node_submit(struct node *n, struct entry *const *entries, unsigned count);
+
+/* node_log.c */
+struct entry *node_entry(const struct node *n, uint64_t index); /* NULL when not held */
+uint64_t node_last_index(const struct node *n);
+int node_log_init(struct node *n, struct entry **entries, size_t count); /* takes the references over when it succeeds; the array stays the caller's */
+void node_log_close(struct node *n);
+/* Entries that the core has taken into its trail: into our log, and on their way to the disk. */
+int node_log_update(struct node *n, const struct raft_update *u);
+/* The oldest batch at the log writer came back. */
+void node_log_returned(struct node *n, struct log_batch *batch);
+void node_log_committed(struct node *n, uint64_t index);
+void node_log_applied(struct node *n, const struct apply_batch *batch);
+/* A leader proposes nothing new: too much waits to be applied (LOG_UNAPPLIED_LEN_MAX). */
+bool node_log_full(const struct node *n);
+/* A follower takes nothing that is new to it: too much is committed and waits to be applied. */
+bool node_log_backlogged(const struct node *n);
+void node_log_check(const struct node *n); /* asserts that it is what the core's trail says */
+void node_log_period(struct node *n);
+
+/* node_image.c */
+/* A manifest from the leader. */
+void node_images_manifest(struct node *n, uint64_t from, const Raftdir__Peer__InstallSnapshot *m);
+/* What a member says about itself in a Freshness frame. */
+void node_images_told(struct node *n, uint64_t from, const Raftdir__Peer__Freshness *q);
+void node_images_tell(const struct node *n, Raftdir__Peer__Freshness *q);
+/* The lowest index that a member which fetches an image needs the log from; UINT64_MAX: none. */
+uint64_t node_images_held(const struct node *n);
+bool node_images_needed(const struct node *n);
+void node_images_period(struct node *n);
 
 /* node_frame.c */
 void node_frame_init(struct node *n, Raftdir__Peer__Frame *f, uint64_t to, Raftdir__Peer__Frame__BodyCase body);

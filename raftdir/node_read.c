@@ -6,7 +6,8 @@
  * it was sent. No leases: they are not sound on this core.
  *
  * Age: a leader's state is as fresh as the send time of its last confirmed probe; a follower asks (Freshness) and is as fresh as its own send time less the leader's age,
- * once it has applied what the leader had committed then. No clock of another machine is compared with ours. */
+ * once it has applied what the leader had committed then. No clock of another machine is compared with ours. The question also carries what the asker says of
+ * itself (node_image.c). */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -181,8 +182,9 @@ void node_reads_freshness(struct node *n, uint64_t from, const Raftdir__Peer__Fr
 {
     Raftdir__Peer__Frame f;
     Raftdir__Peer__FreshnessAck body = RAFTDIR__PEER__FRESHNESS_ACK__INIT;
+    node_images_told(n, from, q);
     uint64_t age = node_reads_leader_age(n);
-    if (n->state != RAFT_LEADER || age == UINT64_MAX || !guard_current_term_committed(n->guard))
+    if (n->failed || n->state != RAFT_LEADER || age == UINT64_MAX || !guard_current_term_committed(n->guard))
         return;
     node_frame_init(n, &f, from, RAFTDIR__PEER__FRAME__BODY_FRESHNESS_ACK);
     f.freshness_ack = &body;
@@ -203,11 +205,11 @@ void node_reads_freshness_ack(struct node *n, uint64_t from, const Raftdir__Peer
         return;
     /* Acknowledged in this very term, and a leader's log only grows in its term: a log that ends below it was put back from a copy, or its disk lost what it
      * had synced. The core of the leader takes our rejections for late ones and would wait for ever; worse, our vote would count. */
-    if (a->has_match_index && a->match_index > n->log_first + n->log_n - 1) {
+    if (a->has_match_index && a->match_index > node_last_index(n)) {
         err_set(&n->err, RAFTDIR_ECORRUPT,
                 "this node has acknowledged entry %llu to its leader, but its log ends at %llu: its data_dir was put back from a copy, or its disk lost what it had synced. "
                 "Remove this member and join it anew with an empty data_dir",
-                (unsigned long long)a->match_index, (unsigned long long)(n->log_first + n->log_n - 1));
+                (unsigned long long)a->match_index, (unsigned long long)node_last_index(n));
         node_fail(n, RAFTDIR_ECORRUPT, n->err.text);
         return;
     }
@@ -326,6 +328,7 @@ void node_reads_period(struct node *n)
         node_frame_init(n, &f, n->leader, RAFTDIR__PEER__FRAME__BODY_FRESHNESS);
         f.freshness = &body;
         body.seq = n->freshness_seq;
+        node_images_tell(n, &body);
         node_frame_send(n, &f);
     }
     DL_FOREACH_SAFE(n->reads, r, tmp) {
