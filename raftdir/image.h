@@ -54,4 +54,8 @@ void image_writer_end(struct image_writer **writer);
 /* Opens the finished state and verifies all of it against the header (store_verify). cb as there; 0 only when it is whole. */
 int image_check(const char *dir, const struct store_options *options, const struct image_progress *image, const struct store_verify_cb *cb, struct err *err);
 
+/* Tests and the simulation only: IMAGE_CHUNK_LEN and IMAGE_COMMIT_LEN, lowered before any reader or writer begins, so that a small state is an image of many
+ * chunks. A row that is longer goes by itself. */
+extern size_t image_chunk_len, image_commit_len;
+
 #endif

@@ -10,6 +10,8 @@
 #include "image_row.h"
 #include "store_rows.h"
 
+size_t image_chunk_len = IMAGE_CHUNK_LEN;
+
 struct image_reader {
     struct store *store;
     struct store_txn *txn;
@@ -178,9 +180,12 @@ int image_reader_next(struct image_reader *r, const uint8_t **frame_r, size_t *l
                 return err ? err_wrap(err, "read an image") : rc;
             }
         }
-        size_t row_len = IMAGE_ROW_HEAD_LEN + r->row.key_len + r->row.value_len;
-        if (r->rows_ended || row_len > sizeof r->data - len)
+        if (r->rows_ended)
             break;
+        size_t row_len = IMAGE_ROW_HEAD_LEN + r->row.key_len + r->row.value_len;
+        if (len && len + row_len > image_chunk_len)
+            break;
+        assert(row_len <= sizeof r->data - len); /* check_row */
         uint8_t *p = r->data + len;
         p[0] = (uint8_t)r->row.table;
         put_le16(p + 1, (uint16_t)r->row.key_len);

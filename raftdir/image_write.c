@@ -17,6 +17,8 @@
 #include "image_row.h"
 #include "store_rows.h"
 
+size_t image_commit_len = IMAGE_COMMIT_LEN;
+
 struct place {
     uint64_t offset, rows; /* rows 0: nothing yet, and what follows doesn't count */
     uint32_t table;
@@ -142,7 +144,7 @@ static int take_rows(struct image_writer *w, const uint8_t *p, size_t len, struc
     t->value_len = store_table_has_dups(row.table) ? row.value_len : 0;
     if (t->value_len)
         memcpy(t->value, row.value, t->value_len);
-    return t->offset - w->committed.offset >= IMAGE_COMMIT_LEN ? commit(w, err) : 0;
+    return t->offset - w->committed.offset >= image_commit_len ? commit(w, err) : 0;
 }
 
 static int take_chunk(struct image_writer *w, const Raftdir__Image__Chunk *c, struct err *err)
