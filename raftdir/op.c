@@ -188,3 +188,36 @@ const char *op_server(const Raftdir__Log__Op *op)
     default: return NULL;
     }
 }
+
+static bool op_grows(const Raftdir__Log__Op *op)
+{
+    switch (op->op_case) {
+    case RAFTDIR__LOG__OP__OP_DELETE: /* of a subtree too: an event is shorter than its mailbox's record and rows */
+    case RAFTDIR__LOG__OP__OP_NOOP:
+    case RAFTDIR__LOG__OP__OP_SET_FEATURE_LEVEL: return false;
+    /* Gives a reservation up, or takes an active mailbox's rows out of the reverse ACL index. A token's hash may come into the record, once: activating is refused. */
+    case RAFTDIR__LOG__OP__OP_DEACTIVATE: return false;
+    /* One id of a fixed place in the record for another. Nobody can begin another move meanwhile. */
+    case RAFTDIR__LOG__OP__OP_MOVE_COMMIT:
+    case RAFTDIR__LOG__OP__OP_MOVE_ABORT: return false;
+    /* Rights can always be taken away: all of an ACL's, an identifier's, or some of its ("lrsd" without "s" is some letters longer, once). */
+    case RAFTDIR__LOG__OP__OP_SET_ACL:
+        return op->set_acl->acl ? *op->set_acl->acl : !op->set_acl->rights || (*op->set_acl->rights && *op->set_acl->rights != '-');
+    case RAFTDIR__LOG__OP__OP_RESERVE:
+    case RAFTDIR__LOG__OP__OP_ACTIVATE:
+    case RAFTDIR__LOG__OP__OP_CREATE:
+    case RAFTDIR__LOG__OP__OP_UPDATE:
+    case RAFTDIR__LOG__OP__OP_RENAME:     /* names in the record's keys, and both in the event */
+    case RAFTDIR__LOG__OP__OP_MOVE_BEGIN: /* may make a store */
+    case RAFTDIR__LOG__OP__OP_PUT:
+    default: return true;
+    }
+}
+
+bool op_request_grows(const Raftdir__Log__Request *req)
+{
+    for (size_t i = 0; i < req->n_ops; i++)
+        if (op_grows(req->ops[i]))
+            return true;
+    return false;
+}

@@ -30,5 +30,8 @@ void op_entry_free(Raftdir__Log__Entry **entry);
 /* The operation's main name and server, for role checks; NULL where it has none. */
 const char *op_name(const Raftdir__Log__Op *op);
 const char *op_server(const Raftdir__Log__Op *op);
+/* May the request make the state larger, beyond its result, which is kept until it expires? False: each of its operations only frees, or writes over what is
+ * there (DESIGN D13: these pass while space is short). Tells nothing about what the state holds: a Put of what is there already may grow. */
+bool op_request_grows(const Raftdir__Log__Request *req);
 
 #endif

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <raft.h>
 #include "raftdir/name.h"
+#include "raftdir/op.h"
 #include "raftdir/store_state.h"
 #include "support_store.h"
 
@@ -370,6 +371,164 @@ static void test_expiry_is_bounded(void **state)
     support_store_close(&s);
 }
 
+/* Bytes in the rows of all tables, apart from those that are bounded by themselves: results, the feed, digests. */
+static size_t state_len(struct support_store *s)
+{
+    struct store_txn *txn;
+    size_t len = 0;
+    assert_int_equal(store_read_begin(s->store, &txn, NULL), 0);
+    for (int t = 0; t < TABLES; t++) {
+        MDB_cursor *cursor;
+        MDB_val k, v;
+        if (t == TABLE_OP || t == TABLE_FEED || t == TABLE_DIGESTS)
+            continue;
+        assert_int_equal(mdb_cursor_open(txn->mdb, s->store->dbi[t], &cursor), 0);
+        while (mdb_cursor_get(cursor, &k, &v, MDB_NEXT) == 0)
+            len += k.mv_size + v.mv_size;
+        mdb_cursor_close(cursor);
+    }
+    store_read_end(&txn);
+    return len;
+}
+
+/* What op_request_grows says of operations, against what they do to all kinds of mailboxes. */
+static void test_what_grows(void **state)
+{
+    (void)state;
+    static const Raftdir__Log__Op__OpCase kinds[] = {
+        RAFTDIR__LOG__OP__OP_RESERVE, RAFTDIR__LOG__OP__OP_ACTIVATE, RAFTDIR__LOG__OP__OP_DEACTIVATE, RAFTDIR__LOG__OP__OP_CREATE,
+        RAFTDIR__LOG__OP__OP_UPDATE, RAFTDIR__LOG__OP__OP_SET_ACL, RAFTDIR__LOG__OP__OP_DELETE, RAFTDIR__LOG__OP__OP_RENAME,
+        RAFTDIR__LOG__OP__OP_MOVE_BEGIN, RAFTDIR__LOG__OP__OP_MOVE_COMMIT, RAFTDIR__LOG__OP__OP_MOVE_ABORT, RAFTDIR__LOG__OP__OP_PUT,
+        RAFTDIR__LOG__OP__OP_NOOP, RAFTDIR__LOG__OP__OP_SET_FEATURE_LEVEL,
+    };
+    static const char *const rights[] = {"", "-s", "-xyz", "+lrswipkxtea", "lrs"};
+    static const char *const boxes[] = {"user.active", "user.reserved", "user.token", "user.deactivated", "user.moving", "user.none"};
+    enum { KINDS = sizeof kinds / sizeof *kinds, BOXES = sizeof boxes / sizeof *boxes };
+    bool grew[KINDS] = {false};
+    struct support_arena a = {0};
+    struct support_store s, made;
+    support_store_open(&made, 0);
+    for (int i = 0; i < BOXES - 1; i++) {
+        Raftdir__Log__Op *op = support_put(&a, boxes[i], "be1", "p1", "anna\tlrsd\tbert\tlrswipkxtecda\tanyone\tl\t"), *then = NULL;
+        if (i == 1 || i == 2) {
+            op = support_op(&a, RAFTDIR__LOG__OP__OP_RESERVE);
+            op->reserve->name = support_text(&a, boxes[i]);
+            op->reserve->location = support_location(&a, "be1", "p1");
+            op->reserve->has_token = i == 2;
+            op->reserve->token = (ProtobufCBinaryData){5, (uint8_t *)"token"};
+        } else if (i == 3) {
+            then = support_op(&a, RAFTDIR__LOG__OP__OP_DEACTIVATE);
+            then->deactivate->name = support_text(&a, boxes[i]);
+        } else if (i == 4) {
+            then = support_op(&a, RAFTDIR__LOG__OP__OP_MOVE_BEGIN);
+            then->move_begin->name = support_text(&a, boxes[i]);
+            then->move_begin->to = support_location(&a, "be2", "p2");
+        }
+        assert_int_equal(support_do(&a, &made, op), 0);
+        if (then)
+            assert_int_equal(support_do(&a, &made, then), 0);
+    }
+    store_close(&made.store);
+    unsigned shrank = 0, done = 0;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int box = 0; box < BOXES; box++)
+            for (int variant = 0; variant < 5; variant++) {
+                Raftdir__Log__Op *op = support_op(&a, kinds[kind]);
+                char *name = support_text(&a, boxes[box]);
+                Raftdir__Log__Mailbox *m = support_mailbox(&a, name, "be1", "p1", "anna\tlrs\tcarla\tlrswipkxtea\tdora\tlrswipkxtea\teva\tlrswipkxtea\tfritz\tlr\tgisela\tlr\t");
+                bool token = variant & 1, subtree = variant & 2;
+                ProtobufCBinaryData bytes = {5, (uint8_t *)"token"};
+                size_t allowance = 0;
+                switch (kinds[kind]) {
+                case RAFTDIR__LOG__OP__OP_RESERVE:
+                    op->reserve->name = name;
+                    op->reserve->location = m->location;
+                    break;
+                case RAFTDIR__LOG__OP__OP_ACTIVATE:
+                    op->activate->mailbox = m;
+                    op->activate->has_token = token;
+                    op->activate->token = bytes;
+                    break;
+                case RAFTDIR__LOG__OP__OP_DEACTIVATE:
+                    op->deactivate->name = name;
+                    op->deactivate->has_token = token;
+                    op->deactivate->token = bytes;
+                    allowance = token ? RECORD_TOKEN_LEN : 0;
+                    break;
+                case RAFTDIR__LOG__OP__OP_CREATE:
+                    op->create->mailbox = m;
+                    break;
+                case RAFTDIR__LOG__OP__OP_UPDATE:
+                    op->update->mailbox = m;
+                    m->location = NULL;
+                    break;
+                case RAFTDIR__LOG__OP__OP_SET_ACL:
+                    op->set_acl->name = name;
+                    if (variant == 3 && box == 0) {
+                        op->set_acl->acl = support_text(&a, "");
+                    } else {
+                        op->set_acl->identifier = support_text(&a, "anna");
+                        op->set_acl->rights = support_text(&a, rights[variant]);
+                        allowance = *rights[variant] == '-' ? 16 : 0; /* a macro letter has become the rights that it stands for */
+                    }
+                    break;
+                case RAFTDIR__LOG__OP__OP_DELETE:
+                    op->delete_->name = name;
+                    op->delete_->has_token = token;
+                    op->delete_->token = bytes;
+                    op->delete_->has_subtree = op->delete_->subtree = subtree;
+                    break;
+                case RAFTDIR__LOG__OP__OP_RENAME:
+                    op->rename->from = name;
+                    op->rename->to = support_text(&a, "user.a.much.longer.name");
+                    break;
+                case RAFTDIR__LOG__OP__OP_MOVE_BEGIN:
+                    op->move_begin->name = name;
+                    op->move_begin->to = support_location(&a, "be3", "p3");
+                    break;
+                case RAFTDIR__LOG__OP__OP_MOVE_COMMIT:
+                    op->move_commit->name = name;
+                    op->move_commit->has_subtree = op->move_commit->subtree = subtree;
+                    break;
+                case RAFTDIR__LOG__OP__OP_MOVE_ABORT:
+                    op->move_abort->name = name;
+                    op->move_abort->has_subtree = op->move_abort->subtree = subtree;
+                    break;
+                case RAFTDIR__LOG__OP__OP_PUT:
+                    op->put->mailbox = m;
+                    break;
+                case RAFTDIR__LOG__OP__OP_SET_FEATURE_LEVEL:
+                    op->set_feature_level->level = 1;
+                    break;
+                default:
+                    break;
+                }
+                support_store_copy(&made, &s);
+                support_store_reopen(&s, 0);
+                Raftdir__Log__Request *req = support_request(&a, &s, &op, 1);
+                size_t before = state_len(&s);
+                done += support_apply(&a, &s, req)->code == 0;
+                size_t after = state_len(&s);
+                if (after > before + allowance && !op_request_grows(req))
+                    fail_msg("operation %d on %s, variant %d: %zu bytes were %zu", (int)kinds[kind], boxes[box], variant, after, before);
+                grew[kind] |= after > before;
+                shrank += after < before;
+                support_store_close(&s);
+            }
+    /* And none is refused without need. */
+    for (int kind = 0; kind < KINDS; kind++) {
+        Raftdir__Log__Op *op = support_op(&a, kinds[kind]);
+        Raftdir__Log__Request req = RAFTDIR__LOG__REQUEST__INIT;
+        req.ops = &op;
+        req.n_ops = 1;
+        if (op_request_grows(&req) && !grew[kind])
+            fail_msg("operation %d never made the state larger", (int)kinds[kind]);
+    }
+    assert_true(shrank >= 20 && done >= 100);
+    support_free(&a);
+    support_store_close(&made);
+}
+
 static struct store_meta run_one(struct support_store *s, struct apply_batch *b, int status, size_t checkpoints)
 {
     apply_batch_run(s->store, b);
@@ -455,6 +614,7 @@ int main(void)
         cmocka_unit_test(test_big_subtree),      cmocka_unit_test(test_too_big_to_take_back), cmocka_unit_test(test_replica_and_epoch),
         cmocka_unit_test(test_feed),             cmocka_unit_test(test_feed_is_trimmed),      cmocka_unit_test(test_no_text_in_the_state),
         cmocka_unit_test(test_expiry_is_bounded), cmocka_unit_test(test_checkpoints),
+        cmocka_unit_test(test_what_grows),
     };
     return cmocka_run_group_tests_name("apply", tests, NULL, NULL);
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 #include "raftdir/op.h"
 #include "raftdir/op_check.h"
+#include "support_store.h"
 
 /* One request with one operation, to change and to break; everything in it is static or on the caller's stack. */
 struct sample {
@@ -664,11 +665,83 @@ static void op_json_arrays(void **state)
     }
 }
 
+/* Each operation that there is: whoever adds one has to say which kind it is. What apply does with them: test_apply, what_grows. */
+static void op_which_grow(void **state)
+{
+    (void)state;
+    static const struct {
+        Raftdir__Log__Op__OpCase kind;
+        const char *acl, *rights; /* SetAcl's */
+        bool grows;
+    } rows[] = {
+        {RAFTDIR__LOG__OP__OP_RESERVE, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_ACTIVATE, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_DEACTIVATE, NULL, NULL, false},
+        {RAFTDIR__LOG__OP__OP_CREATE, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_UPDATE, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_SET_ACL, "anna\tlrs\t", NULL, true},
+        {RAFTDIR__LOG__OP__OP_SET_ACL, "", NULL, false},
+        {RAFTDIR__LOG__OP__OP_SET_ACL, NULL, "", false},
+        {RAFTDIR__LOG__OP__OP_SET_ACL, NULL, "-lr", false},
+        {RAFTDIR__LOG__OP__OP_SET_ACL, NULL, "+lr", true},
+        {RAFTDIR__LOG__OP__OP_SET_ACL, NULL, "lr", true},
+        {RAFTDIR__LOG__OP__OP_DELETE, NULL, NULL, false},
+        {RAFTDIR__LOG__OP__OP_RENAME, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_MOVE_BEGIN, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_MOVE_COMMIT, NULL, NULL, false},
+        {RAFTDIR__LOG__OP__OP_MOVE_ABORT, NULL, NULL, false},
+        {RAFTDIR__LOG__OP__OP_PUT, NULL, NULL, true},
+        {RAFTDIR__LOG__OP__OP_NOOP, NULL, NULL, false},
+        {RAFTDIR__LOG__OP__OP_SET_FEATURE_LEVEL, NULL, NULL, false},
+    };
+    enum { N = sizeof rows / sizeof *rows };
+    struct support_arena a = {0};
+    Raftdir__Log__Op *ops[N];
+    for (size_t i = 0; i < N; i++) {
+        ops[i] = support_op(&a, rows[i].kind);
+        if (rows[i].kind == RAFTDIR__LOG__OP__OP_SET_ACL) {
+            ops[i]->set_acl->acl = support_text(&a, rows[i].acl);
+            ops[i]->set_acl->identifier = support_text(&a, rows[i].rights ? "anna" : NULL);
+            ops[i]->set_acl->rights = support_text(&a, rows[i].rights);
+        }
+        Raftdir__Log__Request req = RAFTDIR__LOG__REQUEST__INIT;
+        req.ops = &ops[i];
+        req.n_ops = 1;
+        if (op_request_grows(&req) != rows[i].grows)
+            fail_msg("row %zu", i);
+    }
+    for (unsigned i = 0; i < raftdir__log__op__descriptor.n_fields; i++) {
+        const ProtobufCFieldDescriptor *f = &raftdir__log__op__descriptor.fields[i];
+        bool known = !(f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF);
+        for (size_t k = 0; k < N; k++)
+            known |= rows[k].kind == f->id;
+        if (!known)
+            fail_msg("operation %s is in no row", f->name);
+    }
+    /* One that grows is enough, wherever it stands. */
+    Raftdir__Log__Op *none[3] = {ops[11], ops[17], ops[11]};
+    Raftdir__Log__Request req = RAFTDIR__LOG__REQUEST__INIT;
+    req.ops = none;
+    req.n_ops = 3;
+    assert_false(op_request_grows(&req));
+    for (int i = 0; i < 3; i++) {
+        Raftdir__Log__Op *was = none[i];
+        none[i] = ops[3];
+        assert_true(op_request_grows(&req));
+        none[i] = was;
+    }
+    Raftdir__Log__Op unknown = RAFTDIR__LOG__OP__INIT;
+    none[2] = &unknown;
+    assert_true(op_request_grows(&req));
+    support_free(&a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(op_pack_unpack),   cmocka_unit_test(op_pack_limits), cmocka_unit_test(op_unknown_at_every_depth), cmocka_unit_test(op_unknown_values),
         cmocka_unit_test(op_request_head),  cmocka_unit_test(op_mailbox_fields), cmocka_unit_test(op_each_operation), cmocka_unit_test(op_json_arrays),
+        cmocka_unit_test(op_which_grow),
     };
     return cmocka_run_group_tests_name("op", tests, NULL, NULL);
 }
