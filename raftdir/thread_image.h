@@ -8,6 +8,14 @@
 #include "daemon.h"
 #include "image.h"
 
+/* Tests only: shorter times and lower limits than those of limits.h. */
+struct image_limits {
+    unsigned io_timeout_ms, pin_keep_ms, pause_ms;
+    uint64_t pin_growth_max;
+};
+extern struct image_limits image_limits;
+void image_thread_humble(void); /* the calling thread: lowest priority, no signals */
+
 /* --- Sending: at most IMAGE_SENDS_MAX at a time; more are refused with RAFTDIR_EBUSY. ------------------------------------------------- */
 struct image_senders;
 int image_senders_start(struct daemon *d, struct image_senders **senders_r, struct err *err);
