@@ -44,6 +44,7 @@ struct peer {
     struct sent out[PEER_OUT_MAX];
     unsigned out_n;
     unsigned incoming_n; /* entries in the message at hand */
+    unsigned manifests;  /* InstallSnapshots sent; a receiver drops them, for they have no configuration */
     bool wild;           /* the core handed out more entries than it was given */
     unsigned flags;      /* all update flags since they were last zeroed */
     int fail_next;       /* on_update returns this once */
@@ -268,6 +269,7 @@ PEER_FN void out_clear(struct peer *p)
 PEER_FN void out_push(struct peer *p, const struct raft_message *m)
 {
     CHECK(p->out_n < PEER_OUT_MAX);
+    p->manifests += m->type == RAFT_INSTALL_SNAPSHOT;
     struct sent *s = &p->out[p->out_n++];
     memset(s, 0, sizeof *s);
     s->m = *m;
@@ -404,6 +406,21 @@ PEER_FN void peer_free(struct peer *p)
     out_clear(p);
     log_cut(p, 0);
     free(p);
+}
+
+/* A server with an empty log that begins after an image of `index`. */
+PEER_FN struct peer *peer_boot_image(raft_id id, unsigned off, raft_term term, raft_index index, raft_term index_term, const char *conf)
+{
+    struct peer *p = peer_new(id, off, term);
+    struct raft_snapshot_metadata metadata = {.index = index, .term = index_term, .configuration_index = 1};
+    struct guard_start start = {.term = term, .metadata = &metadata, .start_index = index + 1};
+    struct err err;
+    conf_parse(conf, &metadata.configuration);
+    p->base = p->applied = index;
+    p->applied_term = index_term;
+    peer_create(p);
+    CHECK_EQ(guard_start(p->g, now, &start, &err), 0);
+    return p;
 }
 
 PEER_FN bool leads(const struct peer *p)

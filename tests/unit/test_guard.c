@@ -155,16 +155,8 @@ static bool previous_change_new_term(unsigned off)
 
 static bool duplicate_below_log(unsigned off)
 {
-    struct peer *b = peer_new(2, off, 2);
-    struct raft_snapshot_metadata metadata = {.index = 10, .term = 2, .configuration_index = 1};
+    struct peer *b = peer_boot_image(2, off, 2, 10, 2, "1v 2v 3v");
     struct raft_entry first = entry_make(1, RAFT_CHANGE, "1v 2v 3v");
-    struct err err;
-    conf_parse("1v 2v 3v", &metadata.configuration);
-    b->base = b->applied = 10;
-    b->applied_term = 2;
-    peer_create(b);
-    struct guard_start start = {.term = 2, .metadata = &metadata, .start_index = 11};
-    CHECK_EQ(guard_start(b->g, now, &start, &err), 0);
     CHECK_EQ(peer_append(b, 1, 2, 0, 0, 1, &first, 1), 0);
     bool bad = b->wild || raft_last_index(b->r) != 10; /* eleven entries made of one */
     if (!bad) {
@@ -648,6 +640,65 @@ static bool silent_leader(unsigned off)
     return bad;
 }
 
+/* --- 20: an image that was installed by itself -------------------------------------------------------------------------------------------------- */
+
+static void snapshot_take(struct peer *p, raft_index keep_from)
+{
+    struct raft_snapshot_metadata metadata = {.index = p->applied, .term = p->applied_term, .configuration_index = 1};
+    struct err err;
+    conf_parse("1v 2v 3v", &metadata.configuration);
+    CHECK_EQ(guard_snapshot(p->g, now, &metadata, (unsigned)(p->applied - keep_from + 1), &err), 0);
+    raft_configuration_close(&metadata.configuration);
+}
+
+/* Server 3 lags behind the leader's log, and comes back with an image a little older than the leader's newest snapshot, whose last entry and successors the leader
+ * still holds. Everything that the core needs is there. */
+static bool image_not_acknowledged(unsigned off, bool snapshots_go_on)
+{
+    struct peer *peers[3] = {peer_boot1(1, off, 1, "1v 2v 3v"), peer_boot1(2, off, 1, "1v 2v 3v"), peer_boot1(3, off, 1, "1v 2v 3v")};
+    struct err err;
+    run(peers, 2, 10 * ELECTION_MS);
+    struct peer *leader = leader_of(peers, 2);
+    CHECK(leader != NULL);
+    for (int i = 0; i < 40; i++)
+        CHECK_EQ(peer_submit(leader, "x", &err), 0);
+    run(peers, 2, ELECTION_MS);
+    raft_index image = leader->applied - 3;
+    snapshot_take(leader, image);
+    run(peers, 3, ELECTION_MS / 2);
+    leader = leader_of(peers, 3);
+    CHECK(leader && leader->manifests >= 1);
+    CHECK(leader->manifests <= ELECTION_MS / 2 / (BEAT_MS / 2)); /* not one for each rejection as fast as they come */
+    raft_term term = peers[2]->term;
+    peer_free(peers[2]);
+    peers[2] = peer_boot_image(3, off, term, image, log_at(leader, image)->term, "1v 2v 3v");
+    for (int i = 0; i < 60; i++) {
+        CHECK_EQ(guard_acknowledged(leader->g, now, 3, peers[2]->applied, &err), 0);
+        CHECK_EQ(peer_submit(leader, "y", &err), 0);
+        run(peers, 3, ELECTION_MS / 4);
+        if (snapshots_go_on)
+            snapshot_take(leader, image);
+        CHECK(leads(leader));
+    }
+    bool bad = last_index(peers[2]) < last_index(leader);
+    unsigned sent = leader->manifests;
+    run(peers, 3, 3 * ELECTION_MS);
+    CHECK(bad == (leader->manifests > sent)); /* for ever, or never again */
+    for (int i = 0; i < 3; i++)
+        peer_free(peers[i]);
+    return bad;
+}
+
+static bool image_installed(unsigned off)
+{
+    return image_not_acknowledged(off, false);
+}
+
+static bool image_installed_under_writes(unsigned off)
+{
+    return image_not_acknowledged(off, true);
+}
+
 static struct guard_case cases[] = {
     {"stale_append", GUARD_STALE_RESULT, stale_append},
     {"stale_image", GUARD_STALE_RESULT, stale_image},
@@ -674,6 +725,8 @@ static struct guard_case cases[] = {
     {"change_lost_by_leader", GUARD_CHANGE_STORED, change_lost_by_leader},
     {"catch_up_never_ends", GUARD_CATCH_UP_IDLE, catch_up_never_ends},
     {"silent_leader", GUARD_SILENT_LEADER, silent_leader},
+    {"image_installed", GUARD_ACKNOWLEDGED, image_installed},
+    {"image_installed_under_writes", GUARD_ACKNOWLEDGED, image_installed_under_writes},
 };
 #define CASES_N (sizeof cases / sizeof cases[0])
 

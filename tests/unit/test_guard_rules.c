@@ -505,6 +505,80 @@ static void test_snapshot(void **state)
     peer_free(a);
 }
 
+static void log_is(struct peer *p, raft_index first, raft_index last)
+{
+    raft_index f, l;
+    guard_log_range(p->g, &f, &l);
+    CHECK_EQ(f, first);
+    CHECK_EQ(l, last);
+}
+
+/* The driver cuts its own log by this. */
+static void test_log_range(void **state)
+{
+    (void)state;
+    struct peer *a = ready_leader(), *b = peer_boot_image(2, 0, 2, 10, 2, "1v 2v 3v"), *fresh = peer_new(4, 0, 0);
+    peer_start(fresh);
+    log_is(fresh, 1, 0);
+    log_is(b, 11, 10);
+    struct raft_entry e = entry_make(3, RAFT_COMMAND, "x");
+    CHECK_EQ(peer_append(b, 1, 3, 10, 2, 10, &e, 1), 0);
+    log_is(b, 11, 11);
+    for (unsigned trailing = 6; trailing <= 6; trailing--) { /* the last: 0 */
+        while (last_index(a) < 20 - trailing)
+            CHECK_EQ(peer_submit(a, "x", &err), 0);
+        peer_stored(a);
+        CHECK_EQ(peer_receive(a, 2, result(2, 0, last_index(a))), 0);
+        peer_apply(a);
+        struct raft_snapshot_metadata metadata = {.index = last_index(a), .term = 2, .configuration_index = 1};
+        conf_parse("1v 2v 3v", &metadata.configuration);
+        CHECK_EQ(guard_snapshot(a->g, now, &metadata, trailing, &err), 0);
+        raft_configuration_close(&metadata.configuration);
+        log_is(a, metadata.index - trailing + 1, metadata.index);
+    }
+    peer_free(a);
+    peer_free(b);
+    peer_free(fresh);
+}
+
+/* What a server says about itself moves its match index, below the commit index, and nothing else. */
+static void test_acknowledged(void **state)
+{
+    (void)state;
+    struct peer *a = ready_leader();
+    raft_index match = 0;
+    while (last_index(a) < 10)
+        CHECK_EQ(peer_submit(a, "x", &err), 0);
+    peer_stored(a);
+    CHECK_EQ(guard_acknowledged(a->g, now, 2, 8, &err), 0); /* an answer would have committed it */
+    CHECK_EQ(raft_match_index(a->r, 2, &match), 0);
+    CHECK_EQ(match, 2);
+    CHECK_EQ(raft_commit_index(a->r), 2);
+    CHECK_EQ(peer_receive(a, 3, result(2, 0, 7)), 0);
+    CHECK_EQ(raft_commit_index(a->r), 7);
+    CHECK_EQ(guard_acknowledged(a->g, now, 2, 8, &err), 0); /* beyond the commit index still */
+    CHECK_EQ(guard_acknowledged(a->g, now, 9, 7, &err), 0); /* a stranger */
+    CHECK_EQ(guard_acknowledged(a->g, now, 1, 7, &err), 0); /* itself */
+    CHECK_EQ(raft_match_index(a->r, 2, &match), 0);
+    CHECK_EQ(match, 2);
+    CHECK_EQ(guard_acknowledged(a->g, now, 2, 6, &err), 0);
+    CHECK_EQ(raft_match_index(a->r, 2, &match), 0);
+    CHECK_EQ(match, 6);
+    unsigned updates = a->updates;
+    CHECK_EQ(guard_acknowledged(a->g, now, 2, 6, &err), 0); /* no news */
+    CHECK_EQ(guard_acknowledged(a->g, now, 2, 5, &err), 0);
+    CHECK_EQ(a->updates, updates);
+    CHECK_EQ(raft_match_index(a->r, 2, &match), 0);
+    CHECK_EQ(match, 6);
+    CHECK_EQ(raft_commit_index(a->r), 7);
+    /* At one that doesn't lead it is nothing. */
+    struct peer *b = peer_boot1(2, 0, 1, "1v 2v 3v");
+    CHECK_EQ(guard_acknowledged(b->g, now, 1, 1, &err), 0);
+    CHECK_EQ(b->out_n, 0);
+    peer_free(a);
+    peer_free(b);
+}
+
 /* --- Start --------------------------------------------------------------------------------------------------------------------------------- */
 
 static int start_with(raft_term term, raft_index applied, raft_index first, struct raft_entry *entries, unsigned n, struct peer **peer_r)
@@ -649,6 +723,8 @@ int main(int argc, char **argv)
         {"guard/change_held", test_change_held, NULL, NULL, NULL},
         {"guard/install", test_install, NULL, NULL, NULL},
         {"guard/snapshot", test_snapshot, NULL, NULL, NULL},
+        {"guard/log_range", test_log_range, NULL, NULL, NULL},
+        {"guard/acknowledged", test_acknowledged, NULL, NULL, NULL},
         {"guard/start", test_start, NULL, NULL, NULL},
         {"guard/deadline", test_deadline, NULL, NULL, NULL},
         {"guard/cluster", test_cluster, NULL, NULL, NULL},
