@@ -234,7 +234,7 @@ out:
 /* A directory without IDENTITY may only hold what our own interrupted start left: data_dir = "/" must not be taken over. */
 static int empty_check(struct datadir *d, struct err *err)
 {
-    static const char *const ours[] = {".", "..", "lock", "IDENTITY.tmp", "lost+found"};
+    static const char *const ours[] = {".", "..", "lock", "IDENTITY.tmp", "ballast", "lost+found"};
     DIR *dir = opendir(d->path);
     if (!dir)
         return datadir_fail_errno(d, "list", err);

@@ -121,6 +121,9 @@ struct store_verify_cb {
 };
 int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_t digest_r[16], uint64_t *problems_r, struct err *err);
 
-uint64_t store_used_len(struct store *store); /* bytes of the map in use */
+uint64_t store_used_len(struct store *store); /* bytes of the map in use, with what is free inside */
+uint64_t store_map_len(struct store *store);
+/* Bytes inside that are free, or will be when the readers that see them have ended. Reads a row for each transaction that left some. */
+int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err);
 
 #endif

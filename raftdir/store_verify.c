@@ -2,7 +2,8 @@
  *
  * Forward: every record's checksum and fields; every index row that it asks for is looked up. Backward: every row of every index is counted, and when
  * there are more than were asked for, each is traced back to its record to name the ones that are too many. Since the rows that are asked for differ
- * from each other, equal counts and no missing row mean equal tables. The digest and the counters are computed anew.
+ * from each other, equal counts and no missing row mean equal tables. The digest and the counters are computed anew. On the way every table must ascend, and
+ * each row of those that aren't indexes be found by its own key: a damaged page can hide rows from lookups that a walk still meets.
  * Memory: one record's worth of ACL rows. A problem is told and counted; only trouble with the environment itself ends the scrub. */
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 #include "store_state.h"
 
 #define PROGRESS_EVERY 4096
+#define STOP_EVERY 512
 
 struct scrub {
     struct store_txn *txn;
@@ -39,24 +41,54 @@ static void problem(struct scrub *s, const char *fmt, ...)
         s->cb->problem(s->cb->data, text);
 }
 
-static void step(struct scrub *s)
+static int step(struct scrub *s)
 {
-    if (++s->done % PROGRESS_EVERY == 0 && s->cb && s->cb->progress)
+    s->done++;
+    if (s->done % PROGRESS_EVERY == 0 && s->cb && s->cb->progress)
         s->cb->progress(s->cb->data, s->done, s->total);
+    if (s->done % STOP_EVERY == 0 && s->cb && s->cb->stop && s->cb->stop(s->cb->data))
+        return err_set(s->err, RAFTDIR_ECANCELED, "verify: stopped");
+    return 0;
+}
+
+static int count_row(struct scrub *s, const MDB_val *k, const MDB_val *v)
+{
+    (void)k;
+    (void)v;
+    s->counted++;
+    return 0;
+}
+
+static int compare(const MDB_val *a, const MDB_val *b)
+{
+    int c = memcmp(a->mv_data, b->mv_data, a->mv_size < b->mv_size ? a->mv_size : b->mv_size);
+    return c ? c : (a->mv_size > b->mv_size) - (a->mv_size < b->mv_size);
 }
 
 /* Walks a table; row() tells problems itself and returns only trouble. */
 static int walk(struct scrub *s, enum store_table table, int (*row)(struct scrub *s, const MDB_val *k, const MDB_val *v))
 {
+    bool dups = store_table_has_dups(table), told = false;
     MDB_cursor *cursor;
-    MDB_val k, v;
+    MDB_val k, v, before_k = {0}, before_v = {0}, found;
     int rc = mdb_cursor_open(s->txn->mdb, s->txn->store->dbi[table], &cursor);
     if (rc)
         return store_fail(s->err, rc, "verify: open a cursor");
     int rc2 = 0;
     for (rc = mdb_cursor_get(cursor, &k, &v, MDB_FIRST); rc == 0 && rc2 == 0; rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) {
+        int order = before_k.mv_data ? compare(&before_k, &k) : -1;
+        bool ascends = order < 0 || (order == 0 && dups && compare(&before_v, &v) < 0);
+        /* By its key the row is at the very place where the cursor is. */
+        bool at_its_place = dups || row == count_row || (mdb_get(s->txn->mdb, s->txn->store->dbi[table], &k, &found) == 0 && found.mv_data == v.mv_data);
+        if (!told && !(ascends && at_its_place)) {
+            problem(s, "table %s: %s; a page is damaged", store_table_name(table), ascends ? "a row isn't found by its key" : "rows are out of order");
+            told = true;
+        }
+        before_k = k;
+        before_v = v;
         rc2 = row(s, &k, &v);
-        step(s);
+        if (rc2 == 0)
+            rc2 = step(s);
     }
     mdb_cursor_close(cursor);
     if (rc2)
@@ -257,18 +289,25 @@ static int check_op(struct scrub *s, const MDB_val *k, const MDB_val *v)
     return 0;
 }
 
+/* Each node's own, outside the digest. */
+static int check_feed(struct scrub *s, const MDB_val *k, const MDB_val *v)
+{
+    if (k->mv_size != 12 || v->mv_size < 4 || v->mv_size < 4u + get_le16((const uint8_t *)v->mv_data + 2))
+        problem(s, "table feed has a malformed row");
+    return 0;
+}
+
+static int check_digest(struct scrub *s, const MDB_val *k, const MDB_val *v)
+{
+    if (k->mv_size != 8 || v->mv_size != 16 || get_be64(k->mv_data) > s->txn->state.meta.applied_index)
+        problem(s, "table digests has a malformed row");
+    return 0;
+}
+
 static int check_principal(struct scrub *s, const MDB_val *k, const MDB_val *v)
 {
     if (v->mv_size != 8 || get_be64(v->mv_data) == 0 || get_be64(v->mv_data) > s->txn->state.principal_id_max)
         problem(s, "principal \"%.*s\" has a wrong id", (int)k->mv_size, (const char *)k->mv_data);
-    return 0;
-}
-
-static int count_row(struct scrub *s, const MDB_val *k, const MDB_val *v)
-{
-    (void)k;
-    (void)v;
-    s->counted++;
     return 0;
 }
 
@@ -422,8 +461,8 @@ int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_
     s->txn = txn;
     s->cb = cb;
     s->err = err;
-    static const enum store_table walked[] = {TABLE_MAILBOX, TABLE_STORES, TABLE_SERVERS, TABLE_OP, TABLE_PRINCIPAL, TABLE_STORE,
-                                              TABLE_RESERVED, TABLE_UNIQUEID, TABLE_RACL, TABLE_SLOT, TABLE_SERVERS};
+    static const enum store_table walked[] = {TABLE_MAILBOX, TABLE_STORES, TABLE_SERVERS, TABLE_OP, TABLE_PRINCIPAL, TABLE_FEED, TABLE_DIGESTS,
+                                              TABLE_STORE, TABLE_RESERVED, TABLE_UNIQUEID, TABLE_RACL, TABLE_SLOT, TABLE_SERVERS};
     int rc = 0;
     for (size_t i = 0; i < sizeof walked / sizeof *walked && !rc; i++) {
         MDB_stat st;
@@ -435,11 +474,16 @@ int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_
     }
     if (!rc)
         rc = store_state_get(txn, err);
+    const uint8_t *configuration;
+    size_t configuration_len;
+    uint64_t configuration_index;
+    if (!rc)
+        rc = store_configuration_get(txn, &configuration, &configuration_len, &configuration_index, err);
     static const struct {
         enum store_table table;
         int (*row)(struct scrub *s, const MDB_val *k, const MDB_val *v);
     } forward[] = {{TABLE_MAILBOX, check_mailbox}, {TABLE_STORES, check_store}, {TABLE_SERVERS, check_server}, {TABLE_OP, check_op},
-                   {TABLE_PRINCIPAL, check_principal}},
+                   {TABLE_PRINCIPAL, check_principal}, {TABLE_FEED, check_feed}, {TABLE_DIGESTS, check_digest}},
       backward[] = {{TABLE_STORE, trace_store}, {TABLE_RESERVED, trace_reserved}, {TABLE_UNIQUEID, trace_uniqueid}, {TABLE_RACL, trace_racl},
                     {TABLE_SLOT, trace_slot}, {TABLE_SERVERS, trace_server}};
     for (size_t i = 0; i < sizeof forward / sizeof *forward && !rc; i++)
@@ -455,10 +499,10 @@ int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_
         if (s->digest.lo != t->digest.lo || s->digest.hi != t->digest.hi)
             problem(s, "the digest of the records is not the one that is written down");
         record_digest_bytes(&s->digest, digest_r);
-        *problems_r = s->problems;
         if (cb && cb->progress)
             cb->progress(cb->data, s->total, s->total);
     }
+    *problems_r = s->problems; /* those that were told before trouble ended it, too */
     free(s);
     return rc;
 }
