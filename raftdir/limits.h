@@ -43,7 +43,8 @@
 #define OP_EXPIRE_BATCH 4096            /* expired results removed by one entry */
 #define RESERVATION_TTL_DEFAULT_MS (5ull * 60 * 1000)
 #define RESERVATION_TTL_MAX_MS (24ull * 60 * 60 * 1000)
-#define WRITES_INFLIGHT_MAX 65536       /* waiting at one node */
+#define WRITES_INFLIGHT_MAX 65536       /* waiting at one node, */
+#define WRITES_INFLIGHT_LEN_MAX (256u << 20) /* and bytes of their requests */
 #define FORWARD_LEN_MAX (1u << 20)
 
 /* Consensus. */

@@ -574,6 +574,7 @@ void node_status_get(struct node *n, uint64_t now, struct node_status *s)
     s->log_first = n->log_first;
     s->image_needed = node_images_needed(n);
     s->space = n->space;
+    s->writes_limited = n->state == RAFT_LEADER && n->admits != NODE_SPACE_OK;
     node_digests_status(n, s);
 }
 

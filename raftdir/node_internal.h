@@ -24,6 +24,7 @@
 #define PROBE_RING 256            /* probes whose send time is remembered */
 #define FRESH_PENDING 32
 #define SUBMIT_ENTRIES_MAX 16     /* entries packed in one step */
+#define SPACE_TOLD_MS 1000        /* what a member said of its space counts for so long */
 
 /* Another node, member or not any more. */
 struct node_peer_state {
@@ -174,7 +175,9 @@ struct node {
     struct op *ops;   /* hash by id */
     struct op *queue; /* to be packed, in order of arrival */
     size_t ops_ended;
+    size_t ops_len;        /* bytes of their requests */
     enum node_space space; /* node_space_set */
+    enum node_space admits; /* as a leader: all new writes, those that don't grow the state, none */
     uint64_t corr_next;
 
     struct read *reads;
@@ -263,6 +266,7 @@ void node_ops_forward_result(struct node *n, uint64_t from, const Raftdir__Peer_
 void node_ops_period(struct node *n);
 void node_ops_pack(struct node *n);
 void node_ops_close(struct node *n);
+void node_ops_admit(struct node *n); /* looks anew at who has space */
 
 /* node_read.c */
 void node_reads_leader_changed(struct node *n);

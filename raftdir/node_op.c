@@ -4,7 +4,12 @@
  * A changed leader: what was forwarded or proposed goes to the new one at once; apply makes it exactly-once (DESIGN D6), so that
  * sending too often is only a waste, never a fault. A lost frame: sent again after OP_RESEND_MS.
  * The end: a result; ENOQUORUM, when there was no leader for NO_QUORUM_AFTER_MS and the write can't be in any log; at the deadline EUNCERTAIN if it may
- * be in a log, ENOQUORUM if it can't. A callback never fires within the call that started the write. */
+ * be in a log; if it can't, ENOQUORUM, or ELIMIT when it waited at a leader whose apply doesn't get on. A callback never fires within the call that started the write.
+ *
+ * Space (DESIGN D13): the leader refuses with ENOSPC what it doesn't admit (node_ops_admit), at the moment when it would queue it for the first time. What may be in a
+ * log already passes: its result has to be told, and it costs nothing if it was applied. So do entries of the log. While this leader's own log has no
+ * room, what it has proposed is still with the followers: they commit it without this node's flush, the daemon hands leadership on, and the new leader's result ends
+ * the write; if nobody has room, the write waits until its deadline, and is uncertain: it is in a log. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +52,7 @@ static void op_free(struct node *n, struct op *op)
     if (op->state == OP_ENDED)
         n->ops_ended--;
     HASH_DEL(n->ops, op);
+    n->ops_len -= op->request_len;
     free(op->request);
     free(op);
 }
@@ -78,7 +84,13 @@ static struct op *op_create(struct node *n, const uint8_t id[OP_ID_LEN], const u
     op->state = OP_WAITING;
     op->since_ms = n->now;
     HASH_ADD(hh, n->ops, id, OP_ID_LEN, op);
+    n->ops_len += len;
     return op;
+}
+
+static bool ops_full(const struct node *n, size_t len)
+{
+    return HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX || n->ops_len + len > WRITES_INFLIGHT_LEN_MAX;
 }
 
 static void op_forward_send(struct node *n, struct op *op)
@@ -96,21 +108,80 @@ static void op_forward_send(struct node *n, struct op *op)
     node_frame_send(n, &frame);
 }
 
-/* Sends it on its way, if there is one. */
-static void op_dispatch(struct node *n, struct op *op)
+/* --- Space ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Are there voters with no more than that space, without which there is no majority? This node leads. Who can't be reached is no help to the others; who can, but
+ * hasn't said anything yet, or is of a version that doesn't, has space. */
+static bool voters_short(const struct node *n, enum node_space space)
 {
-    assert(op->state == OP_WAITING);
-    if (n->state == RAFT_LEADER) {
-        op->state = OP_QUEUED;
-        DL_APPEND(n->queue, op);
-    } else if (n->leader && op->writes) {
-        op_forward_send(n, op);
+    const struct raft_configuration *c = &n->raft->configuration;
+    unsigned voters = 0, fine = 0, lacking = 0;
+    for (unsigned i = 0; i < c->n; i++) {
+        enum node_space its = n->space;
+        if (c->servers[i].role != RAFT_VOTER)
+            continue;
+        voters++;
+        if (c->servers[i].id != n->options.id) {
+            const struct node_peer_state *p = NULL;
+            for (size_t k = 0; k < n->peers_n && !p; k++)
+                if (n->peers[k].id == c->servers[i].id)
+                    p = &n->peers[k];
+            if (!p || !p->last_frame_ms || n->now - p->last_frame_ms >= SPACE_TOLD_MS)
+                continue;
+            its = p->told_ms && n->now - p->told_ms < SPACE_TOLD_MS ? p->space : NODE_SPACE_OK;
+        }
+        if (its >= space)
+            lacking++;
+        else
+            fine++;
     }
+    return lacking && 2 * fine <= voters;
+}
+
+void node_ops_admit(struct node *n)
+{
+    n->admits = NODE_SPACE_OK;
+    if (n->state != RAFT_LEADER)
+        return;
+    if (n->space >= NODE_SPACE_NONE || voters_short(n, NODE_SPACE_NONE))
+        n->admits = NODE_SPACE_NONE;
+    else if (n->space >= NODE_SPACE_LOW || voters_short(n, NODE_SPACE_LOW))
+        n->admits = NODE_SPACE_LOW;
+}
+
+static bool op_admitted(const struct node *n, const struct op *op)
+{
+    if (n->admits == NODE_SPACE_OK || op->maybe_proposed)
+        return true;
+    if (n->admits == NODE_SPACE_NONE)
+        return false;
+    Raftdir__Log__Request *request = raftdir__log__request__unpack(NULL, op->request_len, op->request);
+    bool admitted = request && !op_request_grows(request);
+    if (request)
+        raftdir__log__request__free_unpacked(request, NULL);
+    return admitted;
 }
 
 void node_space_set(struct node *n, enum node_space space)
 {
     n->space = space;
+    node_ops_admit(n);
+}
+
+/* --- On their way ----------------------------------------------------------------------------------------------------------------- */
+
+/* Sends it on its way, if there is one. */
+static void op_dispatch(struct node *n, struct op *op)
+{
+    assert(op->state == OP_WAITING);
+    if (n->state == RAFT_LEADER && !op_admitted(n, op)) {
+        op_end_later(n, op, RAFTDIR_ENOSPC);
+    } else if (n->state == RAFT_LEADER) {
+        op->state = OP_QUEUED;
+        DL_APPEND(n->queue, op);
+    } else if (n->leader && op->writes) {
+        op_forward_send(n, op);
+    }
 }
 
 void node_write(struct node *n, uint64_t now, struct node_write *w)
@@ -125,10 +196,7 @@ void node_write(struct node *n, uint64_t now, struct node_write *w)
             op_dispatch(n, op);
         return;
     }
-    int code = n->failed                                     ? RAFTDIR_EFAILED
-               : HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX   ? RAFTDIR_ELIMIT
-               : n->space && n->state == RAFT_LEADER      ? RAFTDIR_ENOSPC
-                                                             : 0;
+    int code = n->failed ? RAFTDIR_EFAILED : ops_full(n, w->request_len) ? RAFTDIR_ELIMIT : 0;
     if (op) { /* ended, to be told at the next flush: with the same end */
         DL_APPEND(op->writes, w);
         return;
@@ -166,10 +234,8 @@ void node_ops_forward(struct node *n, uint64_t from, const Raftdir__Peer__Forwar
         HASH_FIND(hh, n->ops, request->op_id.data, OP_ID_LEN, op);
         if (op && op->state == OP_ENDED)
             code = op->code;
-        else if (!op && HASH_COUNT(n->ops) >= WRITES_INFLIGHT_MAX)
+        else if (!op && ops_full(n, f->request.len))
             code = RAFTDIR_ELIMIT;
-        else if (!op && n->space)
-            code = RAFTDIR_ENOSPC;
     }
     waiter = calloc(1, sizeof *waiter);
     if (!waiter)
@@ -284,6 +350,7 @@ void node_ops_leader_lost(struct node *n)
 void node_ops_leader_changed(struct node *n)
 {
     struct op *op, *tmp;
+    node_ops_admit(n);
     HASH_ITER(hh, n->ops, op, tmp) {
         if (op->state == OP_FORWARDED)
             op->state = OP_WAITING;
@@ -297,6 +364,7 @@ void node_ops_period(struct node *n)
     struct op *op, *tmp;
     struct node_write *w, *wtmp;
     bool no_leader = n->leader_lost_ms && n->now - n->leader_lost_ms >= NO_QUORUM_AFTER_MS;
+    node_ops_admit(n);
     HASH_ITER(hh, n->ops, op, tmp) {
         if (op->state == OP_ENDED)
             continue;
@@ -304,7 +372,11 @@ void node_ops_period(struct node *n)
             if (n->now < w->deadline_ms)
                 continue;
             DL_DELETE(op->writes, w);
-            n->io.write_done(n->io.data, w, op->maybe_proposed ? RAFTDIR_EUNCERTAIN : RAFTDIR_ENOQUORUM, NULL, 0);
+            n->io.write_done(n->io.data, w,
+                             op->maybe_proposed                             ? RAFTDIR_EUNCERTAIN
+                             : op->state == OP_QUEUED && node_log_full(n) ? RAFTDIR_ELIMIT
+                                                                          : RAFTDIR_ENOQUORUM,
+                             NULL, 0);
         }
         if (!op->writes && !op->forwards && op->state != OP_PROPOSED) {
             op_free(n, op);
@@ -377,7 +449,7 @@ void node_ops_pack(struct node *n)
 {
     ops_tell_ended(n);
     while (!n->failed && n->state == RAFT_LEADER && n->queue && !raft_transferee(n->raft) && queue_worth_packing(n) &&
-           n->log_first + n->log_n - 1 - n->commit < UNCOMMITTED_ENTRIES_MAX) {
+           node_last_index(n) - n->commit < UNCOMMITTED_ENTRIES_MAX && !node_log_full(n)) {
         struct entry *entries[SUBMIT_ENTRIES_MAX];
         unsigned count = 0;
         uint64_t index = n->log_first + n->log_n;
