@@ -12,7 +12,8 @@
  *    when DIGEST_ALARM_AFTER_MS have passed: a voter that is only late isn't worth one.
  * Standbys compare and are compared, but only voters count. A sole voter has nobody to ask; a standby of its believes it.
  *
- * Invariants: an alarm is raised once for each member and verdict, until the member agrees again at a later index; nothing is remembered of who isn't a member.
+ * Invariants: an alarm is raised once for each member and verdict, until the member agrees again at a later index, or is none any more; then it is taken back.
+ * Nothing is remembered of who isn't a member.
  * Limits: a difference that comes and goes between two checkpoints isn't seen here (store_verify finds what doesn't fit in one node by itself); members that are
  * more than DIGESTS_KEPT checkpoints apart have nothing in common until the later one comes nearer. A node that was wrong and is started again serves its
  * state until a majority has told it so anew: a round of frames after it is connected. */
@@ -80,18 +81,35 @@ static bool is_voter(const struct node *n, uint64_t id)
     return s && s->role == RAFT_VOTER;
 }
 
+/* A member's alarm is over. There is one text for all: that of another is raised anew (by the next period), or there is none any more. */
+static void alarm_over(struct node *n)
+{
+    bool others = false;
+    for (size_t i = 0; i < n->digests.members_n; i++) {
+        others |= n->digests.members[i]->alarmed != DIGEST_FINE;
+        n->digests.members[i]->alarmed = DIGEST_FINE;
+    }
+    if (!others)
+        n->io.alarm(n->io.data, NULL);
+}
+
 /* Those that aren't members any more are forgotten. */
 static void members_prune(struct node *n)
 {
     struct digests *d = &n->digests;
     size_t kept = 0;
+    bool alarmed = false;
     for (size_t i = 0; i < d->members_n; i++) {
-        if (node_server(n, d->members[i]->id))
+        if (node_server(n, d->members[i]->id)) {
             d->members[kept++] = d->members[i];
-        else
-            free(d->members[i]);
+            continue;
+        }
+        alarmed |= d->members[i]->alarmed != DIGEST_FINE;
+        free(d->members[i]);
     }
     d->members_n = kept;
+    if (alarmed)
+        alarm_over(n);
 }
 
 /* Makes it; NULL without memory, and beyond MEMBERS_MAX. */
@@ -209,7 +227,6 @@ static void judge_member(struct node *n, struct digest_member *m)
     const struct store_checkpoint *own = NULL, *their = NULL;
     struct opinion o, here;
     uint64_t newest = 0;
-    char text[ERR_TEXT_LEN];
     enum digest_verdict verdict = DIGEST_UNDECIDED;
     for (size_t i = m->told.n; i > 0; i--) {
         const struct store_checkpoint *t = &m->told.at[i - 1], *w = list_find(&n->digests.own, t->index);
@@ -218,13 +235,11 @@ static void judge_member(struct node *n, struct digest_member *m)
         if (same(t, w)) {
             if (their)
                 break; /* it differs since after this */
-            if (m->alarmed) {
-                snprintf(text, sizeof text, "the state of member %llu is the same as this node's again at index %llu; it differed at %llu", (unsigned long long)m->id,
-                         (unsigned long long)t->index, (unsigned long long)m->differs_index);
-                n->io.alarm(n->io.data, text);
-            }
+            bool alarmed = m->alarmed != DIGEST_FINE;
             m->differs_index = 0;
             m->alarmed = DIGEST_FINE;
+            if (alarmed)
+                alarm_over(n);
             return;
         }
         opinion_get(n, w, &here);
