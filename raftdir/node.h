@@ -71,7 +71,8 @@ struct node_io {
     /* The leader's log begins after this node's: an image at `index` or later has to be fetched from a member (DESIGN D9). Called again with every manifest, about
      * each IMAGE_REPEAT_MS, as long as that is so. */
     void (*image_wanted)(void *data, uint64_t index, uint64_t term);
-    void (*alarm)(void *data, const char *text);                               /* an operator should know; not repeated while it stays as it is */
+    /* A member's state differs from this node's (node_digest.c): an operator should know. Not repeated while it stays as it is; NULL: it is over. */
+    void (*alarm)(void *data, const char *text);
 };
 
 struct node_options {
@@ -80,7 +81,7 @@ struct node_options {
     unsigned seed;
     unsigned election_timeout_ms, heartbeat_ms; /* 0: the defaults of limits.h */
     unsigned guards_off;                         /* tests only */
-    uint64_t log_keep_len, log_keep_entries, log_hold_len_max; /* 0: LOG_KEEP_LEN, LOG_KEEP_ENTRIES, LOG_HOLD_LEN_MAX */
+    uint64_t log_keep_len, log_keep_entries, log_hold_len_max, log_unapplied_len_max; /* 0: LOG_KEEP_LEN, LOG_KEEP_ENTRIES, and so on */
 };
 
 /* What was found on disk. */
@@ -117,8 +118,9 @@ void node_member_op(struct node *n, uint64_t now, struct node_member_op *m);
 /* Packs and submits what node_write and Forward frames queued. Call it when the current burst of events has been handled. */
 void node_flush(struct node *n, uint64_t now);
 
-/* How this node stands for disk and map (DESIGN D13). As a leader it refuses, with RAFTDIR_ENOSPC, new writes that grow the state while its own space, or
- * that of so many voters that the others are no majority, is NODE_SPACE_LOW or worse; all new writes while its own is NODE_SPACE_NONE. It goes on in everything else. */
+/* How this node stands for disk and map (DESIGN D13). As a leader it refuses, with RAFTDIR_ENOSPC, new writes that may grow the state (op_request_grows) while its
+ * own space is NODE_SPACE_LOW or worse, or that of voters without which there is no majority; all new writes while any of these is NODE_SPACE_NONE. It goes on in
+ * everything else. */
 enum node_space { NODE_SPACE_OK, NODE_SPACE_LOW, NODE_SPACE_NONE };
 void node_space_set(struct node *n, enum node_space space);
 
@@ -151,7 +153,7 @@ struct node_status {
     bool image_needed;     /* the leader has said so, and it is still so */
     enum node_space space; /* this node's own */
     bool writes_limited;   /* as a leader it admits only writes that don't grow the state, or none */
-    uint64_t differs_id, differs_index; /* a member whose digest differs from ours there, without a majority's opinion; 0: none */
+    uint64_t differs_id, differs_index; /* a member whose digest differs from ours there, and this node isn't known to be the wrong one; 0: none */
 };
 void node_status_get(struct node *n, uint64_t now, struct node_status *status_r);
 

@@ -8,7 +8,7 @@
  *
  * What is kept (DESIGN D9, D13): log_keep_len bytes or log_keep_entries entries behind the newest, whichever is reached first, so that a member that was away for a
  * moment catches up without an image; and, while the log is shorter than log_hold_len_max, what a member needs that is fetching an image (node_image.c). At least a
- * quarter goes at a time. What isn't applied yet is bounded too: beyond LOG_UNAPPLIED_LEN_MAX a leader proposes nothing and a follower takes nothing. They count
+ * quarter goes at a time. What isn't applied yet is bounded too: beyond log_unapplied_len_max a leader proposes nothing and a follower takes nothing. They count
  * differently: a follower only what is committed, which its own apply brings down; would it count the rest, followers full of entries
  * that no leader has committed yet could refuse the very entry that commits them. */
 #include <assert.h>
@@ -91,6 +91,11 @@ static int log_push(struct node *n, struct entry *e)
 
 int node_log_init(struct node *n, struct entry **entries, size_t count)
 {
+    struct node_options *o = &n->options;
+    o->log_keep_len = o->log_keep_len ? o->log_keep_len : LOG_KEEP_LEN;
+    o->log_keep_entries = o->log_keep_entries ? o->log_keep_entries : LOG_KEEP_ENTRIES;
+    o->log_hold_len_max = o->log_hold_len_max ? o->log_hold_len_max : LOG_HOLD_LEN_MAX;
+    o->log_unapplied_len_max = o->log_unapplied_len_max ? o->log_unapplied_len_max : LOG_UNAPPLIED_LEN_MAX;
     n->log = count ? malloc(count * sizeof(struct entry *)) : NULL;
     if (count && !n->log)
         return RAFTDIR_ENOMEM;
@@ -141,12 +146,12 @@ void node_log_applied(struct node *n, const struct apply_batch *batch)
 
 bool node_log_full(const struct node *n)
 {
-    return n->unapplied_len > LOG_UNAPPLIED_LEN_MAX;
+    return n->unapplied_len > n->options.log_unapplied_len_max;
 }
 
 bool node_log_backlogged(const struct node *n)
 {
-    return n->unapplied_len - n->uncommitted_len > LOG_UNAPPLIED_LEN_MAX;
+    return n->unapplied_len - n->uncommitted_len > n->options.log_unapplied_len_max;
 }
 
 void node_log_check(const struct node *n)
@@ -219,16 +224,10 @@ int node_log_update(struct node *n, const struct raft_update *u)
 
 /* --- Its beginning: what nobody needs any more -------------------------------------------------------------------------------- */
 
-static uint64_t or_default(uint64_t value, uint64_t otherwise)
-{
-    return value ? value : otherwise;
-}
-
 /* Up to which index it may go; log_first - 1: nothing. Sets trim_waits when something that passes holds it back. */
 static uint64_t trim_to(struct node *n)
 {
-    uint64_t keep_len = or_default(n->options.log_keep_len, LOG_KEEP_LEN), keep_entries = or_default(n->options.log_keep_entries, LOG_KEEP_ENTRIES);
-    uint64_t hold_len_max = or_default(n->options.log_hold_len_max, LOG_HOLD_LEN_MAX);
+    uint64_t keep_len = n->options.log_keep_len, keep_entries = n->options.log_keep_entries;
     uint64_t cut = n->log_first - 1, limit = n->synced.index, held = node_images_held(n);
     uint64_t len = n->log_bytes, left = n->log_n;
 
@@ -237,7 +236,7 @@ static uint64_t trim_to(struct node *n)
         limit = n->meta.applied_index;
         n->trim_waits = true;
     }
-    if (n->log_bytes < hold_len_max && held <= limit) {
+    if (n->log_bytes < n->options.log_hold_len_max && held <= limit) {
         limit = held - 1; /* the core sends from an index on whose predecessor's term it knows: that of the image's last entry */
         n->trim_waits = true;
     }
