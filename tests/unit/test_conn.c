@@ -5,8 +5,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +16,7 @@
 #include <unistd.h>
 #include "raftdir/conn.h"
 #include "raftdir/limits.h"
+#include "raftdir/tls_stream.h"
 #include "support_certs.h"
 
 #define LEN_MAX (1u << 20)
@@ -25,6 +28,9 @@ struct end {
     size_t bytes;
     char last[64], why[256], cert[64];
     bool echo, pause_first;
+    unsigned detach_at_frame; /* 0: never */
+    int detach_rc, detach_fd;
+    SSL *detach_ssl;
 };
 static uv_loop_t loop;
 static uv_tcp_t tcp;
@@ -54,6 +60,8 @@ static void on_frame(struct conn *c, const uint8_t *frame, size_t len)
         conn_pause(c, true);
     if (e->echo)
         assert_int_equal(conn_send(c, frame, len), 0);
+    if (e->frames == e->detach_at_frame)
+        e->detach_rc = conn_detach(c, &e->detach_fd, &e->detach_ssl);
     if (strcmp(e->last, "close") == 0) {
         assert_int_equal(conn_send(c, (const uint8_t *)"goodbye", 7), 0);
         conn_close(c, RAFTDIR_EPERM, "asked for");
@@ -481,6 +489,105 @@ static void nobody(void **state)
         both_end();
 }
 
+/* conn/detach: the server's end leaves the loop in the middle of a conversation, and a thread of its own goes on with it. */
+static void *echo_main(void *data)
+{
+    struct tls_stream *stream = data;
+    const uint8_t *frame;
+    size_t len;
+    struct err err;
+    int rc;
+    while ((rc = tls_stream_receive(stream, LEN_MAX, &frame, &len, &err)) == 0) {
+        if ((rc = tls_stream_send(stream, frame, len, &err)) != 0)
+            break;
+    }
+    tls_stream_close(&stream);
+    return (void *)(intptr_t)rc;
+}
+
+static void detach(void **state)
+{
+    /* Without and with TLS 1.3 session tickets, which the server sends behind the handshake. */
+    for (int tickets = 0; tickets < 2; tickets++) {
+        begin(state);
+        SSL_CTX *s = support_ctx(dir, "ca", "server"), *c = support_ctx(dir, "ca", "client");
+        if (tickets) {
+            SSL_CTX_clear_options(s, SSL_OP_NO_TICKET);
+            SSL_CTX_clear_options(c, SSL_OP_NO_TICKET);
+            SSL_CTX_set_session_cache_mode(s, SSL_SESS_CACHE_SERVER);
+            SSL_CTX_set_session_id_context(s, (const unsigned char *)"t", 1);
+            SSL_CTX_set_num_tickets(s, 2);
+        }
+        server_tls = s;
+        dial(c, "127.0.0.1", port);
+        RUN_UNTIL(client.opened && server.opened);
+        int fd = -1;
+        SSL *ssl = NULL;
+        /* Bytes under way to it: two frames, of which on_frame has seen one. */
+        server.detach_at_frame = 1;
+        send_text(&client, "one");
+        send_text(&client, "two");
+        RUN_UNTIL(server.frames == 2);
+        assert_int_equal(server.detach_rc, RAFTDIR_EBUSY);
+        /* Bytes under way from it: more than the socket takes while the client doesn't read. */
+        conn_pause(client.c, true);
+        uint8_t *big = calloc(1, LEN_MAX);
+        assert_non_null(big);
+        for (int i = 0; i < 12; i++) {
+            run_ms(5);
+            if (conn_queued_len(server.c) < LEN_MAX)
+                assert_int_equal(conn_send(server.c, big, LEN_MAX), 0);
+        }
+        run_ms(20);
+        assert_int_equal(conn_detach(server.c, &fd, &ssl), RAFTDIR_EBUSY);
+        assert_int_equal(server.closed, 0);
+        conn_pause(client.c, false);
+        RUN_UNTIL(conn_queued_len(server.c) == 0);
+        run_ms(20);
+        /* From within on_frame, with an answer that was queued just before. */
+        unsigned frames = client.frames;
+        server.echo = true;
+        server.detach_at_frame = 3;
+        send_text(&client, "three");
+        RUN_UNTIL(server.closed);
+        assert_int_equal(server.detach_rc, 0);
+        assert_int_equal(server.code, 0);
+        fd = server.detach_fd;
+        ssl = server.detach_ssl;
+        RUN_UNTIL(client.frames == frames + 1);
+        assert_string_equal(client.last, "three");
+        assert_int_equal(fcntl(fd, F_GETFL) & O_NONBLOCK, 0);
+        assert_int_not_equal(fcntl(fd, F_GETFD) & FD_CLOEXEC, 0);
+        /* Both directions, small and large. */
+        struct tls_stream *stream;
+        struct tls_stream_options o = {.io_timeout_ms = 5000};
+        struct err err = {0};
+        assert_int_equal(tls_stream_adopt(fd, ssl, &o, &stream, &err), 0);
+        assert_string_equal(tls_stream_peer(stream), "client");
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, echo_main, stream), 0);
+        frames = client.frames;
+        size_t bytes = client.bytes;
+        send_text(&client, "four");
+        RUN_UNTIL(client.frames == frames + 1);
+        assert_string_equal(client.last, "four");
+        for (int i = 0; i < 5; i++) {
+            assert_int_equal(conn_send(client.c, big, LEN_MAX - (size_t)i), 0);
+            RUN_UNTIL(client.frames == frames + 2 + (unsigned)i);
+        }
+        assert_int_equal(client.bytes, bytes + 4 + 5 * LEN_MAX - 10);
+        free(big);
+        assert_int_equal(client.closed, 0);
+        conn_close(client.c, 0, "done");
+        RUN_UNTIL(client.closed);
+        void *rc;
+        pthread_join(thread, &rc);
+        assert_int_equal((intptr_t)rc, RAFTDIR_ENOTFOUND); /* closed in order */
+        SSL_CTX_free(s);
+        SSL_CTX_free(c);
+    }
+}
+
 /* conn/vanishes: the other end is gone with unread bytes (a reset); no SIGPIPE. */
 static void vanishes(void **state)
 {
@@ -504,7 +611,7 @@ int main(void)
         cmocka_unit_test_setup(tls, begin),            cmocka_unit_test_setup(tls_refused, begin),   cmocka_unit_test_setup(garbage_to_tls, begin),
         cmocka_unit_test_setup(silent, begin),         cmocka_unit_test_setup(oversized, begin),     cmocka_unit_test_setup(half_frame, begin),
         cmocka_unit_test_setup(backpressure, begin),   cmocka_unit_test_setup(pause_reading, begin), cmocka_unit_test_setup(nobody, begin),
-        cmocka_unit_test_setup(vanishes, begin),
+        cmocka_unit_test_setup(vanishes, begin),       cmocka_unit_test_setup(detach, begin),
     };
     return cmocka_run_group_tests_name("conn", tests, group_setup, group_teardown);
 }

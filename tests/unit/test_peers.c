@@ -10,6 +10,7 @@
 #include "raftdir/conn.h"
 #include "raftdir/limits.h"
 #include "raftdir/peers_internal.h"
+#include "raftdir/tls_stream.h"
 #include "support_certs.h"
 
 struct node {
@@ -101,7 +102,10 @@ struct who {
     char uuid; /* all 16 bytes */
     SSL_CTX *tls;
     const char *port;
+    bool images;
 };
+
+static void on_image(void *data, uint64_t from, int fd, SSL *ssl, const Raftdir__Image__Request *request);
 
 static void start(struct node *n, struct who w)
 {
@@ -119,6 +123,7 @@ static void start(struct node *n, struct who w)
                               .data = n,
                               .on_frame = on_frame,
                               .on_endpoint = on_endpoint,
+                              .on_image = w.images ? on_image : NULL,
                               .log = on_log};
     memset(o.uuid, w.uuid ? w.uuid : (char)('a' + w.id - 1), NODE_UUID_LEN);
     struct err err = {0};
@@ -423,6 +428,107 @@ static void rogues(void **state)
     assert_int_equal(a.frames, 1);
 }
 
+/* peers/image: a connection that asks for an image leaves the loop, after the same checks as any other; the member's own connection stays. */
+static struct {
+    unsigned n;
+    uint64_t from, index_min, offset;
+    int fd;
+    SSL *ssl;
+} image;
+
+static void on_image(void *data, uint64_t from, int fd, SSL *ssl, const Raftdir__Image__Request *request)
+{
+    assert_ptr_equal(data, &a);
+    image.n++;
+    image.from = from;
+    image.index_min = request->index_min;
+    image.offset = request->resume ? request->resume->offset : 0;
+    image.fd = fd;
+    image.ssl = ssl;
+}
+
+static void image_hello(struct rogue *r, uint64_t from, char uuid)
+{
+    struct peers_options as = {.self_id = from, .cluster_id = 7, .incarnation = 1};
+    memset(as.uuid, uuid, NODE_UUID_LEN);
+    Raftdir__Image__Position at = RAFTDIR__IMAGE__POSITION__INIT;
+    Raftdir__Image__Request request = RAFTDIR__IMAGE__REQUEST__INIT;
+    uint8_t buf[PEER_HELLO_LEN_MAX], key[NAME_KEY_LEN_MAX + 8] = {1}, value[NAME_KEY_LEN_MAX + 8] = {1};
+    at.key.data = key;
+    at.key.len = sizeof key;
+    at.value.data = value;
+    at.value.len = sizeof value;
+    at.offset = 99;
+    request.index_min = 77;
+    request.resume = &at;
+    size_t len = peers_hello_pack(&as, NULL, 1, false, &request, buf);
+    assert_true(len > 0);
+    assert_int_equal(conn_send(r->c, buf, len), 0);
+}
+
+static void images(void **state)
+{
+    (void)state;
+    struct rogue r, normal;
+    memset(&image, 0, sizeof image);
+    start(&a, (struct who){.id = 1, .tls = tls_a, .images = true});
+    b.id = 2;
+    b.port = 1;
+    members_set(&a, &a, "node-a", &b, "node-b");
+    rogue_dial(&normal);
+    rogue_hello(&normal);
+    assert_true(peers_connected(a.p, 2));
+
+    /* Who isn't the member gets nothing. */
+    rogue_dial(&r);
+    image_hello(&r, 2, 'z');
+    RUN_UNTIL(r.closed);
+    rogue_dial(&r);
+    image_hello(&r, 5, 'b');
+    RUN_UNTIL(r.closed);
+    assert_int_equal(image.n, 0);
+    assert_int_equal(r.frames, 0);
+    assert_non_null(strstr(a.log, "another data directory"));
+
+    rogue_dial(&r);
+    image_hello(&r, 2, 'b');
+    RUN_UNTIL(image.n == 1 && r.frames == 1); /* our Hello came first */
+    assert_int_equal(image.from, 2);
+    assert_int_equal(image.index_min, 77);
+    assert_int_equal(image.offset, 99);
+    struct tls_stream *stream;
+    struct tls_stream_options so = {.io_timeout_ms = 1000};
+    assert_int_equal(tls_stream_adopt(image.fd, image.ssl, &so, &stream, NULL), 0);
+    assert_int_equal(tls_stream_send(stream, (const uint8_t *)"rows", 4, NULL), 0);
+    RUN_UNTIL(r.frames == 2);
+    /* Neither the endpoint nor the connection of the member itself has changed. */
+    size_t len = frame_make(frame_buf, 2, 1, 0);
+    conn_send(normal.c, frame_buf, len);
+    RUN_UNTIL(a.frames == 1);
+    assert_int_equal(normal.closed, 0);
+    tls_stream_close(&stream);
+    RUN_UNTIL(r.closed);
+
+    /* It doesn't wait for our Hello. */
+    rogue_dial(&r);
+    image_hello(&r, 2, 'b');
+    conn_send(r.c, frame_buf, len);
+    run_ms(100);
+    assert_int_equal(image.n, 1);
+    assert_int_equal(r.closed, 0); /* until its time is up; a stop doesn't wait for that */
+    stop(&a);
+    RUN_UNTIL(r.closed && normal.closed);
+
+    /* Where nobody sends images. */
+    start(&a, (struct who){.id = 1, .tls = tls_a});
+    members_set(&a, &a, "node-a", &b, "node-b");
+    rogue_dial(&r);
+    image_hello(&r, 2, 'b');
+    RUN_UNTIL(r.closed);
+    assert_int_equal(image.n, 1);
+    assert_non_null(strstr(a.log, "doesn't send"));
+}
+
 /* peers/reconnect: the other process goes and comes back on the same port. */
 static void reconnect(void **state)
 {
@@ -541,6 +647,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(three, setup, teardown),          cmocka_unit_test_setup_teardown(refused, setup, teardown),
         cmocka_unit_test_setup_teardown(rogues, setup, teardown),         cmocka_unit_test_setup_teardown(reconnect, setup, teardown),
         cmocka_unit_test_setup_teardown(stopped_member, setup, teardown), cmocka_unit_test_setup_teardown(port_taken, setup, teardown),
+        cmocka_unit_test_setup_teardown(images, setup, teardown),
     };
     return cmocka_run_group_tests_name("peers", tests, group_setup, group_teardown);
 }
