@@ -2,7 +2,7 @@
  *
  * For bulk transfers (images). What answers many at a time is conn.h. One thread uses a stream; tls_cancel_now is for any thread.
  * RAFTDIR_ETIMEDOUT: no byte moved for io_timeout_ms; RAFTDIR_ECANCELED: tls_cancel_now; RAFTDIR_EUNAVAIL: the connection broke;
- * RAFTDIR_EAUTH, RAFTDIR_EPROTO: TLS. After any of them only tls_stream_close. */
+ * RAFTDIR_EAUTH, RAFTDIR_EPROTO: TLS. After any of them only tls_stream_close. The program ignores SIGPIPE, or the thread blocks it. */
 #ifndef RAFTDIR_TLS_STREAM_H
 #define RAFTDIR_TLS_STREAM_H
 #include <openssl/ssl.h>
