@@ -58,7 +58,9 @@
 #define FRESHNESS_INTERVAL_MS 100
 #define NO_QUORUM_AFTER_MS 1000         /* a write or read waits this long for a leader before "no quorum" */
 #define MEMBER_CHANGE_TIMEOUT_MS 30000
+#ifndef DIGEST_INTERVAL                 /* tests/CMakeLists.txt: the simulation's is shorter, for all of its nodes and its reference */
 #define DIGEST_INTERVAL 1024            /* the digest is recorded at each index that is a multiple */
+#endif
 #define DIGESTS_KEPT 64
 #define FEED_EVENTS_KEPT 1000000
 

@@ -22,6 +22,7 @@
 #define IDS_MAX 256        /* member ids given in one run */
 #define CLIENTS_MAX 8
 #define LOG_MAX (1u << 20) /* entries in one run; more is a runaway */
+#define SIM_MAP_LEN (256ull << 20)
 #define CLUSTER_ID 0x5eed5eed5eed5eedull
 #define EXIT_VIOLATION 42
 
@@ -48,6 +49,18 @@ enum plant {
     PLANT_MUTE_NODE,
     PLANT_PHANTOM_MEMBER,
     PLANT_EARLY_MEMBER,
+    PLANT_CUT_UNSYNCED,
+    PLANT_NEVER_CUT,
+    PLANT_FORGET_BASE,
+    PLANT_IMAGE_LOST_ROW,
+    PLANT_IMAGE_OLD,
+    PLANT_IMAGE_NO_VOTE,
+    PLANT_IMAGE_NEVER,
+    PLANT_HIGH_ACK,
+    PLANT_UNSEEN_ROT,
+    PLANT_DENY_DELETE,
+    PLANT_SPACE_UNTOLD,
+    PLANT_CLONE,
 };
 
 struct sim_options {
@@ -79,6 +92,14 @@ struct sim_config {
     unsigned election_timeout_ms, heartbeat_ms;
     unsigned clients, think_max_ms, reply_loss, read_chance;
     unsigned sync_min_ms, sync_max_ms; /* between synced copies of an environment */
+    unsigned log_keep_entries;         /* these four: node_options; 0: the product's own */
+    uint64_t log_keep_len, log_hold_len_max, log_unapplied_len_max;
+    unsigned segment_entries;          /* the durable log is cut in steps of so many entries */
+    unsigned cut_put_off;              /* chance that a cut is put off */
+    unsigned image_ms;                 /* for a frame of an image, at most */
+    unsigned image_break, image_damage; /* chance that a connection breaks at a frame, that a frame arrives damaged */
+    bool rot;                          /* a member's state may come to differ from the others' */
+    bool disk_loss;                    /* a member may lose its disk */
 };
 
 /* --- Events (sim_world.c) ---------------------------------------------------------------------------------------------------- */
@@ -112,11 +133,15 @@ void *xmemdup(const void *data, size_t len);
 
 /* --- Logs as arrays of entries (sim_disk.c) -------------------------------------------------------------------------------------- */
 struct sim_log {
-    struct entry **e; /* e[i] has index i + 1; one reference each */
+    uint64_t base;    /* what is up to here is in a state, not in the log */
+    struct entry **e; /* e[i] has index base + 1 + i; one reference each */
     size_t n, cap;
 };
+uint64_t log_last(const struct sim_log *log);
 struct entry *log_at(const struct sim_log *log, uint64_t index); /* NULL: not there */
 void log_append(struct sim_log *log, struct entry *const *entries, unsigned n); /* cuts at entries[0]->index first */
+void log_copy(struct sim_log *to, const struct sim_log *from, uint64_t last); /* up to `last`; `to` is cleared first */
+void log_drop(struct sim_log *log, uint64_t index); /* the entries up to `index` */
 void log_clear(struct sim_log *log);
 bool entry_same(const struct entry *a, const struct entry *b);
 
@@ -133,10 +158,17 @@ struct sim_disk {
     bool apply_busy;
     uint64_t told_at;            /* when the driver hears of the last batch that was run */
     char dir[192];               /* the environment */
+    unsigned generation;         /* of it: one more with each image */
     bool copied;                 /* dir/synced.mdb holds a synced copy */
+    uint64_t synced;             /* its applied index */
+    uint64_t applied;            /* the environment's, when its process ended last */
+    uint64_t cut;                /* the driver doesn't need what is up to here */
+    uint64_t full_until;
 };
 
 enum slot_state { SLOT_SPARE, SLOT_ADDING, SLOT_MEMBER, SLOT_REMOVED };
+
+struct sim_fetch;
 
 struct sim_node {
     unsigned slot;
@@ -149,6 +181,14 @@ struct sim_node {
     bool up;
     bool doomed;    /* dies at the end of the call that is being made */
     bool failed;    /* the driver said so */
+    bool ending;    /* an image takes its place: its requests end */
+    bool rotting;   /* the next entry that can go wrong goes wrong */
+    bool differs;   /* its state has come to be another than what the log says */
+    bool differs_now; /* it is so at the last index that it applied */
+    bool condemned; /* it said itself that it is corrupt, or lost its disk: the operator takes it out */
+    bool lost;      /* the disk */
+    bool clone;     /* lost; now somebody runs an older copy of its disk, in a directory of its own: */
+    uint8_t clone_uuid[NODE_UUID_LEN];
     bool busy;      /* inside a node_*() call */
     unsigned epoch; /* counts lives of the process */
     uint64_t up_since, paused_until, resumed_at;
@@ -158,7 +198,13 @@ struct sim_node {
     struct node *node;
     struct store *store;
     struct sim_disk disk;
-    struct sim_log log; /* what the driver handed to the log writer, written or not */
+    struct sim_log log; /* what the driver handed to the log writer, written or not; never cut in one life */
+    struct sim_fetch *fetch; /* of an image */
+    unsigned fetches;
+    uint64_t differs_from; /* index */
+    enum node_space space; /* as the driver was told */
+    uint64_t none_at;      /* until when it was last without any space; 0: it never was */
+    uint64_t synced_told, synced_before; /* in this life: the last two reports */
 
     uint64_t tick_at;   /* world time; 0: none armed */
     unsigned tick_gen;
@@ -178,6 +224,8 @@ struct sim_write {
     struct sim_node *node;
     struct client *client;
     uint64_t attempt, posted_at;
+    uint64_t op_since; /* when the client began with it */
+    bool low_leader;   /* asked a leader that lacks space, for the first time */
     uint8_t *request;
     struct sim_write *prev, *next;
 };
@@ -209,6 +257,7 @@ struct sim_member {
     X(crash_points, "crash_points") X(torn, "torn") X(rollbacks, "rollbacks") X(pauses, "pauses") X(io_errors, "io_errors")        \
     X(partitions, "partitions") X(resets, "resets") X(elections, "elections") X(changes, "changes") X(transfers, "transfers")      \
     X(writes, "writes") X(acks, "acks") X(refused, "refused") X(replays, "replays") X(uncertain, "uncertain")                      \
+    X(syncs, "syncs") X(cuts, "cuts") X(fetches, "fetches") X(fetch_breaks, "fetch_breaks") X(images, "images") X(rots, "rots") X(disks_lost, "disks_lost") X(repairs, "repairs") \
     X(no_quorum, "no_quorum") X(no_space, "no_space") X(expired, "expired") X(reads, "reads") X(linear_reads, "linearizable") X(verifies, "verifies")
 struct sim_stats {
 #define X(field, name) uint64_t field;
@@ -224,10 +273,13 @@ struct sim_world {
     struct sim_stats stats;
     uint64_t now, started;
     bool healing, stop;
+    bool hurting; /* soon a member gets into trouble that only another member can get it out of */
     struct sim_node nodes[SLOTS_MAX];
     struct sim_node *by_id[IDS_MAX];
     struct sim_log graves[IDS_MAX]; /* the logs of wiped members */
+    bool given[IDS_MAX];            /* the id was a member's */
     uint64_t id_max;
+    uint64_t wrong_leader_at; /* when a member whose state differs led last */
 };
 extern struct sim_world sim;
 
@@ -237,9 +289,13 @@ void net_reset(const struct sim_node *n); /* the machine's connections break */
 void net_partition(void);                 /* cuts the machines into two groups, or some links one way */
 void net_isolate(const struct sim_node *n);
 void net_heal(void);
+bool net_open(const struct sim_node *a, const struct sim_node *b); /* both ways */
 
 /* --- sim_disk.c, sim_apply.c: log, term and vote, environment ------------------------------------------------------------------------ */
 void disk_init(struct sim_node *n);
+void disk_log_cut(struct sim_node *n, uint64_t index);
+void disk_image(struct sim_node *n, uint64_t index); /* a new, empty log that begins after index */
+void disk_lose(struct sim_node *n, bool clone);
 int disk_meta_write(struct sim_node *n, uint64_t term, uint64_t voted_for);
 void disk_log_write(struct sim_node *n, struct log_batch *batch);
 void disk_log_lose(struct sim_node *n, struct log_batch *batch); /* never written: the process dies */
@@ -250,8 +306,16 @@ void disk_close(struct sim_node *n);
 void apply_submit(struct sim_node *n, struct apply_batch *batch);
 void apply_open(struct sim_node *n);
 void apply_crash(struct sim_node *n, bool power_loss); /* closes the environment; may roll it back */
-void apply_sync(struct sim_node *n);                   /* keeps a synced copy */
+void apply_sync(struct sim_node *n);                   /* keeps a synced copy, and reports it */
 void apply_wipe(struct sim_node *n);
+void apply_stage(struct sim_node *n, char dir_r[192]); /* an empty directory for the next generation */
+void apply_unstage(const char *dir);
+void apply_image(struct sim_node *n);                  /* what was staged, and is durable, is the environment */
+
+/* --- sim_image.c: images from member to member -------------------------------------------------------------------------------------- */
+void image_wanted(struct sim_node *n, uint64_t index); /* from within a driver's call */
+void image_fetch_drop(struct sim_node *n);             /* the process that fetched is gone, or has what it wanted */
+void image_send_drop(const struct sim_node *n);        /* the process that sent is gone */
 
 /* --- sim_node.c: processes ----------------------------------------------------------------------------------------------------------- */
 void node_init(struct sim_node *n, unsigned slot);
@@ -259,7 +323,11 @@ void node_new_identity(struct sim_node *n);
 void node_up(struct sim_node *n);
 void node_crash(struct sim_node *n, uint64_t restart_ms); /* 0: stays down */
 void node_pause(struct sim_node *n, uint64_t ms);
-void node_lack_space(struct sim_node *n, uint64_t ms);
+void node_lack_space(struct sim_node *n, enum node_space space, uint64_t ms);
+void node_fill_disk(struct sim_node *n, uint64_t ms);
+void node_lose_disk(struct sim_node *n);
+void node_image(struct sim_node *n, uint64_t index, uint64_t term); /* what is staged takes the place of state and log */
+bool node_serves(const struct sim_node *n); /* it is up, as the member that it says it is, and has not failed */
 uint64_t node_clock(const struct sim_node *n); /* its own monotonic milliseconds */
 /* Brackets around every call into the driver. */
 void node_enter(struct sim_node *n);
@@ -273,6 +341,8 @@ void fault_config(void); /* lets the seed choose the configuration */
 void fault_start(void);
 void fault_heal(void);
 void admin_start(void);
+bool admin_repairing(void); /* a member is beyond repair, and not replaced yet */
+bool admin_may_hurt(void);  /* nobody is, and the others can do without one more */
 void admin_sweep(void); /* brings machines in line with the committed configuration */
 void admin_done(struct sim_member *m, const Raftdir__Cluster__MemberResult *result);
 void client_start(void);
@@ -301,9 +371,10 @@ void check_close(void);
 void check_first_entry(struct entry *e);
 void check_node(struct sim_node *n);                         /* after every call into the driver */
 void check_vote(const struct sim_node *n, uint64_t term, uint64_t voted_for); /* it is durable */
-void check_boot(struct sim_node *n, uint64_t term);
+void check_boot(struct sim_node *n, uint64_t term, uint64_t voted_for);
 void check_applied(struct sim_node *n, const struct apply_batch *batch);
 void check_to_apply(struct sim_node *n, const struct apply_batch *batch);
+bool check_same_state(uint64_t index, const uint8_t digest[16]); /* as the log says */
 void check_periodic(void);
 void check_final(void);
 void check_verify(struct sim_node *n);
@@ -313,7 +384,16 @@ const struct entry *check_entry(uint64_t index);
 void check_acked(uint64_t index);
 uint64_t check_acked_max(void);
 uint64_t check_acked_at(uint64_t time); /* the highest index acknowledged up to then */
+uint64_t check_committed_term(uint64_t index);
 void check_converge_start(void);
+
+/* sim_check_cut.c: what is cut, what takes its place, what is refused for lack of space. */
+void check_cut(const struct sim_node *n, uint64_t index);
+void check_boot_log(const struct sim_node *n, uint64_t applied);
+void check_image(const struct sim_node *n, const char *dir, uint64_t index, uint64_t term);
+void check_bounded(struct sim_node *n);
+void check_no_space(const struct sim_write *w, int code);
+void check_failed(const struct sim_node *n, int code, const char *why);
 
 struct model_result {
     uint8_t op_id[OP_ID_LEN];
@@ -331,6 +411,7 @@ const struct model_result *model_find(const uint8_t op_id[OP_ID_LEN]); /* NULL: 
 uint64_t model_content(unsigned name, uint64_t index); /* hash of the mailbox at that index; 0: none */
 uint64_t content_hash(struct store_txn *txn, const char *name);
 size_t model_members(struct raft_configuration *conf_r); /* the committed configuration; close it */
+size_t model_members_at(uint64_t index, struct raft_configuration *conf_r);
 const struct apply_result *model_results(uint64_t index, size_t *n_r);
 
 /* --- sim_plant.c ------------------------------------------------------------------------------------------------------------------------ */
@@ -340,6 +421,8 @@ void plant_list(void); /* name, checkers and description, one a line, tabs betwe
 bool planted(enum plant plant);
 struct entry *plant_change_entry(const struct entry *e, const struct sim_node *n); /* a new reference; maybe to another entry. n NULL: the model */
 void plant_restore_results(struct apply_batch *batch);
-void plant_break_index(struct sim_node *n);
+void plant_break_index(const char *dir);
+struct entry *plant_nothing(const struct entry *e); /* the same entry without its requests */
+bool plant_frame(const struct sim_node *n, const uint8_t *frame, size_t len, uint8_t **frame_r, size_t *len_r); /* false: as it is */
 
 #endif

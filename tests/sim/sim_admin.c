@@ -1,7 +1,8 @@
 /* sim_admin.c - the operator: who makes the cluster, adds, promotes and removes members and moves the leadership, through whatever node answers.
  *
  * An answer that got lost, or a change that timed out, is asked again, as raftdirctl's user would. A removed member goes on running for a while (a stale
- * server that campaigns is something that the cluster has to bear), then it is stopped and wiped, and may come back as another member. */
+ * server that campaigns is something that the cluster has to bear), then it is stopped and wiped, and may come back as another member. So it goes with one
+ * that says that it is corrupt, or has lost its disk: "raftdirctl cluster rebuild". */
 #include "sim.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,12 +13,13 @@ static void boot_member(struct sim_node *n, uint64_t id)
 {
     if (id >= IDS_MAX)
         sim_violation("ids", "member id %" PRIu64 " is beyond what a run can use", id);
-    if (sim.by_id[id] || sim.graves[id].n)
+    if (sim.given[id])
         sim_violation("ids", "member id %" PRIu64 " was given twice", id);
     if (id > sim.id_max)
         sim.id_max = id;
     n->id = id;
     n->state = SLOT_MEMBER;
+    sim.given[id] = true;
     sim.by_id[id] = n;
     node_up(n);
 }
@@ -183,6 +185,7 @@ static void change(struct event *ev)
     for (unsigned i = 0; i < conf.n; i++)
         if (conf.servers[i].id == about->id)
             server = &conf.servers[i];
+    bool quiet = sim.hurting || admin_repairing(); /* nobody takes a member out while another is in trouble */
     bool growing = voters < sim.config.voters && !(sim.config.churn && voters > 1 && chance(500)); /* towards the size that the seed wants */
     if (about->state == SLOT_SPARE || about->state == SLOT_ADDING) {
         if (conf.n && (growing || chance(600)) && sim.id_max < IDS_MAX - 8) {
@@ -195,11 +198,11 @@ static void change(struct event *ev)
                 request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_PROMOTE;
                 request.promote = about->id;
             }
-        } else {
+        } else if (!quiet) {
             request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
             request.remove = about->id;
         }
-    } else if (server && !growing && voters > 1 && chance(sim.config.churn ? 700 : 400)) {
+    } else if (server && !growing && !quiet && voters > 1 && chance(sim.config.churn ? 700 : 400)) {
         request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
         request.remove = about->id;
     } else if (server && chance(300)) {
@@ -212,6 +215,61 @@ static void change(struct event *ev)
     raft_configuration_close(&conf);
     if (request.op_case != RAFTDIR__CLUSTER__MEMBER_REQUEST__OP__NOT_SET)
         ask(at, &request, about);
+}
+
+/* --- Members beyond repair -------------------------------------------------------------------------------------------------- */
+
+bool admin_repairing(void)
+{
+    for (unsigned i = 0; i < sim.config.slots; i++)
+        if (sim.nodes[i].state == SLOT_MEMBER && sim.nodes[i].condemned)
+            return true;
+    return false;
+}
+
+/* One that differs or is lost has to be taken out by the others: three voters at least, and no change under way that would make them fewer. */
+bool admin_may_hurt(void)
+{
+    struct raft_configuration conf;
+    unsigned voters = 0;
+    for (unsigned i = 0; i < sim.config.slots; i++) {
+        const struct sim_node *n = &sim.nodes[i];
+        if (n->state != SLOT_SPARE && (n->rotting || n->differs || n->condemned || n->lost))
+            return false;
+        for (uint64_t k = log_last(&n->disk.log); k > check_committed(); k--)
+            if (k > n->disk.log.base && log_at(&n->disk.log, k)->type == RAFT_CHANGE)
+                return false;
+        for (uint64_t k = n->up ? log_last(&n->log) : 0; k > check_committed() && k > n->log.base; k--)
+            if (log_at(&n->log, k)->type == RAFT_CHANGE)
+                return false;
+    }
+    model_members(&conf);
+    for (unsigned i = 0; i < conf.n; i++)
+        voters += conf.servers[i].role == RAFT_VOTER;
+    raft_configuration_close(&conf);
+    return voters >= 3;
+}
+
+/* A member that is beyond repair is removed; then its machine is wiped (`admin_sweep`), and may come back as another. Asked until it is done. */
+static void repair(struct event *ev)
+{
+    (void)ev;
+    event_post(rnd_in(200, 900), repair, NULL, NULL, NULL, 0);
+    for (unsigned i = 0; i < sim.config.slots; i++) {
+        const struct sim_node *n = &sim.nodes[i];
+        if (n->state != SLOT_MEMBER || !n->condemned)
+            continue;
+        struct sim_node *at = chance(700) ? node_leader() : node_random_up();
+        if (!at || !node_serves(at) || at->paused_until > sim.now)
+            continue;
+        Raftdir__Cluster__MemberRequest request;
+        raftdir__cluster__member_request__init(&request);
+        request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
+        request.remove = n->id;
+        sim.stats.repairs++;
+        ask(at, &request, n);
+        return; /* one at a time: `at` may have died of it */
+    }
 }
 
 void admin_start(void)
@@ -239,4 +297,5 @@ void admin_start(void)
     if (sim.config.admin_max_ms)
         event_post(rnd_in(300, 2000), change, NULL, NULL, NULL, 0);
     event_post(100, sweep, NULL, NULL, NULL, 0);
+    event_post(500, repair, NULL, NULL, NULL, 0);
 }

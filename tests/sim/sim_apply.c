@@ -1,7 +1,8 @@
 /* sim_apply.c - the apply thread and its environment: real LMDB on a memory file system.
  *
  * A batch is run (committed) at one moment and told to the driver at a later one; a crash may come between. Now and then a synced copy of the environment is
- * kept; a power loss may put it back, which is more than MDB_NOMETASYNC loses (the last commits since a sync): replay has to repair it. */
+ * kept, and reported to the driver, which may cut its log below it; a power loss may put the environment back to the copy, which is more than MDB_NOMETASYNC
+ * loses (the last commits since a sync): replay has to repair it. An image is staged in a directory beside the environment, and takes its place. */
 #include "sim.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -11,8 +12,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define SIM_MAP_LEN (256ull << 20)
 
 static void path(const struct sim_node *n, const char *file, char buf_r[256])
 {
@@ -41,16 +40,57 @@ static void copy_file(const char *from, const char *to)
     close(out);
 }
 
+static void make_dir(const char *dir)
+{
+    if (mkdir(dir, 0700) && errno != EEXIST)
+        fail(dir, strerror(errno));
+}
+
+static void remove_dir(const char *dir)
+{
+    static const char *const files[] = {"data.mdb", "lock.mdb", "synced.mdb"};
+    char file[256];
+    for (unsigned i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(file, sizeof file, "%s/%s", dir, files[i]);
+        unlink(file);
+    }
+    if (rmdir(dir) && errno != ENOENT)
+        fail(dir, strerror(errno));
+}
+
 void apply_open(struct sim_node *n)
 {
     struct err err;
     struct store_options options = {.map_len = SIM_MAP_LEN, .no_sync = true};
     if (!n->disk.dir[0])
-        snprintf(n->disk.dir, sizeof n->disk.dir, "%s/n%u-%u", sim.options.dir, n->slot, n->lives);
-    if (mkdir(n->disk.dir, 0700) && errno != EEXIST)
-        fail(n->disk.dir, strerror(errno));
+        snprintf(n->disk.dir, sizeof n->disk.dir, "%s/n%u-%u-%u", sim.options.dir, n->slot, n->lives, n->disk.generation);
+    make_dir(n->disk.dir);
     if (store_open(n->disk.dir, &options, &n->store, &err))
         sim_violation("store", "member %" PRIu64 " can't open its environment: %s", n->id, err.text);
+}
+
+void apply_stage(struct sim_node *n, char dir_r[192])
+{
+    snprintf(dir_r, 192, "%s/n%u-%u-%u", sim.options.dir, n->slot, n->lives, n->disk.generation + 1);
+    remove_dir(dir_r); /* what an ended process has left */
+    make_dir(dir_r);
+}
+
+void apply_unstage(const char *dir)
+{
+    remove_dir(dir);
+}
+
+void apply_image(struct sim_node *n)
+{
+    char data[256], synced[256];
+    remove_dir(n->disk.dir);
+    n->disk.generation++;
+    snprintf(n->disk.dir, sizeof n->disk.dir, "%s/n%u-%u-%u", sim.options.dir, n->slot, n->lives, n->disk.generation);
+    path(n, "data.mdb", data);
+    path(n, "synced.mdb", synced);
+    copy_file(data, synced);
+    n->disk.copied = true;
 }
 
 static void list_destroy(struct apply_batch **list)
@@ -69,6 +109,7 @@ void apply_crash(struct sim_node *n, bool power_loss)
     list_destroy(&n->disk.applying);
     n->disk.apply_busy = false;
     n->disk.told_at = 0;
+    n->disk.applied = n->applied_seen;
     store_close(&n->store);
     path(n, "lock.mdb", lock);
     unlink(lock);
@@ -81,32 +122,83 @@ void apply_crash(struct sim_node *n, bool power_loss)
             copy_file(synced, data);
         else
             unlink(data);
+        n->disk.applied = n->disk.synced;
     }
+}
+
+struct synced {
+    struct node_synced s;
+    uint8_t configuration[];
+};
+
+static void synced_told(struct event *ev)
+{
+    struct sim_node *n = ev->node;
+    struct synced *s = ev->data;
+    bool news = s->s.index > n->synced_told;
+    if (news) {
+        n->synced_before = n->synced_told;
+        n->synced_told = s->s.index;
+    }
+    if (!planted(PLANT_NEVER_CUT)) {
+        node_enter(n);
+        node_synced(n->node, node_clock(n), &s->s);
+        node_leave(n);
+    }
+    if (news && n->up && n->epoch == ev->epoch)
+        check_bounded(n);
+    free(s);
+}
+
+static void synced_drop(struct event *ev)
+{
+    free(ev->data);
 }
 
 void apply_sync(struct sim_node *n)
 {
     char data[256], synced[256];
+    struct store_txn *txn;
+    struct store_meta meta;
     struct err err;
-    if (store_sync(n->store, &err))
-        sim_violation("store", "member %" PRIu64 " can't sync: %s", n->id, err.text);
-    path(n, "data.mdb", data);
-    path(n, "synced.mdb", synced);
-    copy_file(data, synced);
+    const uint8_t *configuration;
+    size_t len;
+    uint64_t configuration_index;
+    if (!planted(PLANT_CUT_UNSYNCED) || !n->disk.copied) {
+        if (store_sync(n->store, &err))
+            sim_violation("store", "member %" PRIu64 " can't sync: %s", n->id, err.text);
+        path(n, "data.mdb", data);
+        path(n, "synced.mdb", synced);
+        copy_file(data, synced);
+    }
+    if (store_read_begin(n->store, &txn, &err) || store_meta_get(txn, &meta, &err) ||
+        store_configuration_get(txn, &configuration, &len, &configuration_index, &err))
+        sim_violation("store", "member %" PRIu64 ": %s", n->id, err.text);
+    if (!planted(PLANT_CUT_UNSYNCED) || !n->disk.copied)
+        n->disk.synced = meta.applied_index;
     n->disk.copied = true;
+    if (meta.applied_index) {
+        struct synced *s = xcalloc(1, sizeof *s + len);
+        memcpy(s->configuration, configuration, len);
+        s->s = (struct node_synced){meta.applied_index, meta.applied_term, configuration_index, s->configuration, len};
+        sim.stats.syncs++;
+        TRACE("apply: %" PRIu64 " synced at %" PRIu64, n->id, meta.applied_index);
+        uint64_t at = sim.now + (chance(800) ? rnd_in(0, 5) : rnd_in(5, 400));
+        if (at < n->disk.told_at) /* after what it says of applied entries, as in the daemon */
+            at = n->disk.told_at;
+        n->disk.told_at = at;
+        event_post(at - sim.now, synced_told, synced_drop, n, s, 0);
+    }
+    store_read_end(&txn);
 }
 
 void apply_wipe(struct sim_node *n)
 {
-    static const char *const files[] = {"data.mdb", "lock.mdb", "synced.mdb"};
-    char file[256];
-    for (unsigned i = 0; i < sizeof files / sizeof *files; i++) {
-        path(n, files[i], file);
-        unlink(file);
-    }
-    rmdir(n->disk.dir);
+    if (n->disk.dir[0])
+        remove_dir(n->disk.dir);
     n->disk.dir[0] = '\0';
     n->disk.copied = false;
+    n->disk.synced = 0;
 }
 
 static void apply_next(struct sim_node *n);
@@ -123,6 +215,28 @@ static void told(struct event *ev)
     node_enter(n);
     node_applied(n->node, node_clock(n), ev->data);
     node_leave(n);
+}
+
+/* Bit rot, or a defect: the requests of an entry that matters have no effect here. */
+static void rot(struct sim_node *n, struct apply_batch *b)
+{
+    uint8_t before[16];
+    for (unsigned i = 0; i < b->n; i++) {
+        struct entry *e = b->entries[i];
+        if (e->type != RAFT_COMMAND || e->index <= n->applied_seen)
+            continue;
+        model_digest(e->index - 1, before);
+        if (check_same_state(e->index, before))
+            continue;
+        b->entries[i] = plant_nothing(e);
+        entry_unref(e);
+        n->rotting = false;
+        n->differs = n->differs_now = true;
+        n->differs_from = b->entries[i]->index;
+        sim.stats.rots++;
+        TRACE("apply: %" PRIu64 " differs from index %" PRIu64 " on", n->id, n->differs_from);
+        return;
+    }
 }
 
 /* What waits becomes one batch, one commit, as in the daemon. */
@@ -161,6 +275,8 @@ static void run(struct event *ev)
         entry_unref(b->entries[i]);
         b->entries[i] = e;
     }
+    if (n->rotting)
+        rot(n, b);
     apply_batch_run(n->store, b);
     plant_restore_results(b);
     TRACE("apply: %" PRIu64 " applied %" PRIu64 "..%" PRIu64 ", status %d", n->id, b->first, b->first + b->n - 1, b->status);
@@ -181,6 +297,8 @@ static void apply_next(struct sim_node *n)
     uint64_t delay = rnd_in(0, sim.config.apply_max_ms);
     if (!sim.healing && chance(sim.config.slow_disk))
         delay += rnd_in(10, 300);
+    if (n->disk.full_until > sim.now + delay)
+        delay = n->disk.full_until - sim.now + rnd_in(0, 1000);
     event_post(delay, run, NULL, n, NULL, 0);
 }
 

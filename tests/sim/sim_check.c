@@ -7,6 +7,7 @@
 
 #define TERMS_MAX (1u << 16)
 #define CONVERGE_MS 20000
+#define NOTICE_MS 20000 /* for a member whose state differs, while clients go on */
 #define DEADLINE_SLACK_MS 300
 
 static struct sim_log committed;          /* by whichever leader first */
@@ -23,6 +24,12 @@ static uint64_t healed_at;
 uint64_t check_committed(void)
 {
     return committed.n;
+}
+
+uint64_t check_committed_term(uint64_t index)
+{
+    const struct entry *e = log_at(&committed, index);
+    return e ? e->term : 0;
 }
 
 const struct entry *check_entry(uint64_t index)
@@ -75,7 +82,7 @@ static void elected(struct sim_node *n, uint64_t term)
     leaders[term] = n->id;
     sim.stats.elections++;
     TRACE("check: %" PRIu64 " leads in term %" PRIu64, n->id, term);
-    for (uint64_t i = committed.n; i && i + 64 > committed.n; i--) {
+    for (uint64_t i = committed.n; i > n->log.base && i + 64 > committed.n; i--) {
         if (commit_terms[i - 1] >= term)
             continue; /* committed by a newer leader */
         const struct entry *e = log_at(&n->log, i);
@@ -111,7 +118,7 @@ static void new_commits(struct sim_node *n, uint64_t index)
     for (uint64_t i = committed.n + 1; i <= index; i++) {
         struct entry *e = log_at(&n->log, i);
         if (!e)
-            sim_violation("commit", "leader %" PRIu64 " commits %" PRIu64 ", its log ends at %zu", n->id, i, n->log.n);
+            sim_violation("commit", "leader %" PRIu64 " commits %" PRIu64 ", its log ends at %" PRIu64, n->id, i, log_last(&n->log));
         commit(e, n->status.term);
     }
     uint64_t term = committed.e[index - 1]->term;
@@ -139,6 +146,8 @@ void check_node(struct sim_node *n)
         sim_violation("term durable", "member %" PRIu64 " is in term %" PRIu64 ", its disk in %" PRIu64, n->id, s->term, n->disk.term);
     if (s->state == NODE_LEADER)
         elected(n, s->term);
+    if (s->state == NODE_LEADER && n->differs)
+        sim.wrong_leader_at = sim.now;
     n->was_leader = s->state == NODE_LEADER;
     if (n->doomed && s->state != NODE_LEADER)
         return; /* what it was about to write may be lost with it; a dying leader's commits may have been heard of */
@@ -150,7 +159,7 @@ void check_node(struct sim_node *n)
                           committed.n);
         new_commits(n, s->commit_index);
     }
-    for (uint64_t i = n->commit_seen + 1; i <= s->commit_index; i++) {
+    for (uint64_t i = (n->commit_seen > n->log.base ? n->commit_seen : n->log.base) + 1; i <= s->commit_index; i++) {
         const struct entry *e = log_at(&n->log, i);
         if (!e || !entry_same(e, committed.e[i - 1]))
             sim_violation("committed entries", "member %" PRIu64 " has %s entry %" PRIu64 " than was committed", n->id, e ? "another" : "no", i);
@@ -172,8 +181,11 @@ void check_vote(const struct sim_node *n, uint64_t term, uint64_t voted_for)
     *vote = voted_for;
 }
 
-void check_boot(struct sim_node *n, uint64_t term)
+void check_boot(struct sim_node *n, uint64_t term, uint64_t voted_for)
 {
+    uint64_t vote = votes[n->id] && term < TERMS_MAX ? votes[n->id][term] : 0;
+    if (vote && vote != voted_for && !n->clone)
+        sim_violation("vote", "member %" PRIu64 " starts in term %" PRIu64 " and doesn't know any more that it voted for %" PRIu64, n->id, term, vote);
     if (term < n->term_seen)
         sim_violation("term monotonic", "member %" PRIu64 " starts in term %" PRIu64 " after %" PRIu64, n->id, term, n->term_seen);
 }
@@ -197,11 +209,16 @@ void check_to_apply(struct sim_node *n, const struct apply_batch *b)
     }
 }
 
-static void compare_digest(const struct sim_node *n, uint64_t index, const uint8_t digest[16])
+bool check_same_state(uint64_t index, const uint8_t digest[16])
 {
     uint8_t expected[16];
     model_digest(index, expected);
-    if (memcmp(digest, expected, 16))
+    return !index || !memcmp(digest, expected, 16);
+}
+
+static void compare_digest(const struct sim_node *n, uint64_t index, const uint8_t digest[16])
+{
+    if (!n->differs && !check_same_state(index, digest))
         sim_violation("digest", "the state of member %" PRIu64 " at index %" PRIu64 " is not what the log says", n->id, index);
 }
 
@@ -215,6 +232,11 @@ void check_applied(struct sim_node *n, const struct apply_batch *b)
     if (b->meta.applied_index != last || b->meta.applied_term != b->entries[b->n - 1]->term)
         sim_violation("apply", "member %" PRIu64 " says applied %" PRIu64 " after a batch up to %" PRIu64, n->id, b->meta.applied_index, last);
     compare_digest(n, last, b->meta.digest);
+    if (n->differs) {
+        n->differs_now = !check_same_state(last, b->meta.digest);
+        n->applied_seen = last;
+        return;
+    }
     size_t at = 0;
     for (uint64_t i = n->applied_seen + 1; i <= last; i++) {
         size_t results_n;
@@ -262,7 +284,11 @@ static void match_logs(const struct sim_node *a, const struct sim_node *b, uint6
 {
     const struct sim_log *x = &a->disk.log, *y = &b->disk.log;
     bool same = false;
-    for (uint64_t i = x->n < y->n ? x->n : y->n; i > from; i--) {
+    if (from < x->base)
+        from = x->base;
+    if (from < y->base)
+        from = y->base;
+    for (uint64_t i = log_last(x) < log_last(y) ? log_last(x) : log_last(y); i > from; i--) {
         const struct entry *p = log_at(x, i), *q = log_at(y, i);
         if (p->term == q->term) {
             same = true;
@@ -284,15 +310,17 @@ static void match_all(uint64_t window)
                 match_logs(&sim.nodes[i], &sim.nodes[j], from);
 }
 
-/* A member's idea of the membership is the last change in its log. */
+/* A member's idea of the membership is the last change in its log, or before its beginning. */
 static void check_configuration(struct sim_node *n)
 {
     const struct entry *change = NULL;
     struct node_peer peers[MEMBERS_MAX];
     struct raft_configuration conf;
-    for (uint64_t i = n->log.n; i && !change; i--)
-        if (log_at(&n->log, i)->type == RAFT_CHANGE)
-            change = log_at(&n->log, i);
+    for (uint64_t i = log_last(&n->log); i && !change; i--) {
+        const struct entry *e = i > n->log.base ? log_at(&n->log, i) : check_entry(i);
+        if (e->type == RAFT_CHANGE)
+            change = e;
+    }
     size_t members = node_members(n->node, node_clock(n), peers, MEMBERS_MAX);
     if (planted(PLANT_PHANTOM_MEMBER) && members && n->slot == 0 && chance(20))
         peers[0].role = peers[0].role == RAFT_VOTER ? RAFT_STANDBY : RAFT_VOTER;
@@ -395,6 +423,8 @@ static const char *unsettled(void)
     if (!leader)
         return "there is no leader";
     model_members(&conf);
+    if (admin_repairing())
+        why = "a member that is beyond repair is still there";
     for (unsigned i = 0; i < conf.n && !why; i++) {
         struct sim_node *n = conf.servers[i].id < IDS_MAX ? sim.by_id[conf.servers[i].id] : NULL;
         if (!n)
@@ -435,9 +465,26 @@ static void converge(struct event *ev)
     }
 }
 
+/* Is there a member that differs and doesn't know it yet? */
+static const struct sim_node *unnoticed(void)
+{
+    for (unsigned i = 0; i < sim.config.slots; i++)
+        if (sim.nodes[i].differs_now && !sim.nodes[i].condemned && sim.nodes[i].state == SLOT_MEMBER)
+            return &sim.nodes[i];
+    return NULL;
+}
+
 static void no_more_clients(struct event *ev)
 {
-    (void)ev;
+    const struct sim_node *n = unnoticed();
+    if (n && sim.now > healed_at + NOTICE_MS)
+        sim_violation("divergence", "the state of member %" PRIu64 " differs from index %" PRIu64 " on; it has applied %" PRIu64 " and doesn't know it", n->id,
+                      n->differs_from, n->applied_seen);
+    if (n) { /* until the next checkpoint */
+        event_post(200, no_more_clients, NULL, NULL, NULL, ev->a);
+        return;
+    }
+    healed_at = sim.now;
     client_stop();
     event_post(50, converge, NULL, NULL, NULL, 0);
 }
@@ -445,6 +492,8 @@ static void no_more_clients(struct event *ev)
 void check_converge_start(void)
 {
     healed_at = sim.now;
+    for (unsigned i = 0; i < sim.config.slots; i++)
+        sim.nodes[i].rotting = false;
     event_post(500, no_more_clients, NULL, NULL, NULL, 0);
 }
 
@@ -458,8 +507,8 @@ void check_final(void)
             continue;
         check_configuration(n);
         check_verify(n);
-        for (uint64_t k = 1; k <= committed.n && k <= n->disk.log.n; k++)
-            if (!entry_same(n->disk.log.e[k - 1], committed.e[k - 1]))
+        for (uint64_t k = n->disk.log.base + 1; k <= committed.n && k <= log_last(&n->disk.log); k++)
+            if (!entry_same(log_at(&n->disk.log, k), committed.e[k - 1]))
                 sim_violation("committed entries", "the disk of member %" PRIu64 " holds another entry %" PRIu64, n->id, k);
     }
 }

@@ -3,29 +3,37 @@
  * A flush takes everything that was handed over meanwhile and is durable when it completes, not earlier; only then the driver is told. A crash
  * during a flush leaves nothing of it, all of it, or its first batches (a batch, with the truncation that it implies, is atomic: one checksum). Term
  * and vote are durable when the call returns; a crash in the call leaves either.
- * The images are kept in memory: disk_append and disk_vote write them, node_up reads them; there the product's segment files could be put instead (they have
+ * What the driver doesn't need any more is removed in whole segments, some time later or never. A full disk: flushes take until there is room.
+ * The files are kept in memory: disk_append and disk_vote write them, node_up reads them; there the product's segment files could be put instead (they have
  * tests of their own, power cuts included). */
 #include "sim.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+uint64_t log_last(const struct sim_log *log)
+{
+    return log->base + log->n;
+}
+
 struct entry *log_at(const struct sim_log *log, uint64_t index)
 {
-    return index && index <= log->n ? log->e[index - 1] : NULL;
+    return index > log->base && index <= log_last(log) ? log->e[index - log->base - 1] : NULL;
 }
 
 static void log_cut(struct sim_log *log, uint64_t from)
 {
-    while (log->n && log->n >= from)
+    while (log->n && log_last(log) >= from)
         entry_unref(log->e[--log->n]);
 }
 
 void log_append(struct sim_log *log, struct entry *const *entries, unsigned n)
 {
+    if (entries[0]->index <= log->base)
+        sim_violation("log", "an append at %" PRIu64 ", the log begins after %" PRIu64, entries[0]->index, log->base);
     log_cut(log, entries[0]->index);
-    if (entries[0]->index != log->n + 1)
-        sim_violation("log", "an append at %" PRIu64 " leaves a gap: the log ends at %zu", entries[0]->index, log->n);
+    if (entries[0]->index != log_last(log) + 1)
+        sim_violation("log", "an append at %" PRIu64 " leaves a gap: the log ends at %" PRIu64, entries[0]->index, log_last(log));
     if (log->n + n > LOG_MAX)
         sim_violation("log", "more than %u entries", LOG_MAX);
     if (log->n + n > log->cap) {
@@ -35,10 +43,32 @@ void log_append(struct sim_log *log, struct entry *const *entries, unsigned n)
             abort();
     }
     for (unsigned i = 0; i < n; i++) {
-        if (entries[i]->index != log->n + 1)
-            sim_violation("log", "entry %" PRIu64 " stands where %zu is due", entries[i]->index, log->n + 1);
+        if (entries[i]->index != log_last(log) + 1)
+            sim_violation("log", "entry %" PRIu64 " stands where %" PRIu64 " is due", entries[i]->index, log_last(log) + 1);
         log->e[log->n++] = entry_ref(entries[i]);
     }
+}
+
+void log_copy(struct sim_log *to, const struct sim_log *from, uint64_t last)
+{
+    log_clear(to);
+    to->base = from->base;
+    if (last > log_last(from))
+        last = log_last(from);
+    if (last > from->base)
+        log_append(to, from->e, (unsigned)(last - from->base));
+}
+
+void log_drop(struct sim_log *log, uint64_t index)
+{
+    if (index <= log->base)
+        return;
+    size_t gone = index < log_last(log) ? (size_t)(index - log->base) : log->n;
+    for (size_t i = 0; i < gone; i++)
+        entry_unref(log->e[i]);
+    log->n -= gone;
+    log->base += gone;
+    memmove(log->e, log->e + gone, log->n * sizeof *log->e);
 }
 
 void log_clear(struct sim_log *log)
@@ -85,7 +115,9 @@ bool disk_has(uint64_t id, uint64_t index, uint64_t term)
         return false;
     const struct sim_log *log = sim.by_id[id] ? &sim.by_id[id]->disk.log : &sim.graves[id];
     const struct entry *e = log_at(log, index);
-    return e && e->term == term;
+    if (e)
+        return e->term == term;
+    return index && index <= log->base && check_committed_term(index) == term; /* in its synced state (checker "cut") */
 }
 
 static void forgetful_crash(struct event *ev)
@@ -171,7 +203,7 @@ static void flush_done(struct event *ev)
     for (const struct log_batch *b = list; b; b = b->next)
         if (!planted(PLANT_ACK_BEFORE_DURABLE))
             disk_append(n, b);
-    TRACE("disk: %" PRIu64 " durable up to %zu", n->id, n->disk.log.n);
+    TRACE("disk: %" PRIu64 " durable up to %" PRIu64, n->id, log_last(&n->disk.log));
     deliver(n, list, 0);
     if (n->up && n->disk.waiting)
         flush_start(n);
@@ -195,6 +227,8 @@ static void flush_start(struct sim_node *n)
     uint64_t delay = n->disk.slow_until > sim.now ? rnd_in(20, 400) : rnd_in(0, sim.config.flush_max_ms);
     if (!sim.healing && chance(sim.config.slow_disk))
         delay += rnd_in(20, 500);
+    if (n->disk.full_until > sim.now + delay) /* tried again and again, until there is room */
+        delay = n->disk.full_until - sim.now + rnd_in(0, 1000);
     if (planted(PLANT_ACK_BEFORE_DURABLE)) {
         for (const struct log_batch *b = n->disk.flight; b; b = b->next) {
             struct log_batch *copy = log_batch_create(b->entries, b->n);
@@ -237,6 +271,49 @@ void disk_log_lose(struct sim_node *n, struct log_batch *batch)
     n->disk.lost = batch;
 }
 
+/* Segments are removed later, or never; and only whole ones, but for the newest. */
+static void segments_removed(struct event *ev)
+{
+    struct sim_node *n = ev->node;
+    uint64_t index = n->disk.cut / sim.config.segment_entries * sim.config.segment_entries;
+    if (index >= log_last(&n->disk.log))
+        index = log_last(&n->disk.log) - 1;
+    if (!n->disk.log.n || index <= n->disk.log.base)
+        return;
+    log_drop(&n->disk.log, index);
+    sim.stats.cuts++;
+    TRACE("disk: %" PRIu64 " log begins after %" PRIu64, n->id, index);
+}
+
+void disk_log_cut(struct sim_node *n, uint64_t index)
+{
+    if (index > n->disk.cut)
+        n->disk.cut = index;
+    event_post(chance(sim.config.cut_put_off) ? rnd_in(500, 20000) : rnd_in(0, 20), segments_removed, NULL, n, NULL, 0);
+}
+
+void disk_image(struct sim_node *n, uint64_t index)
+{
+    log_clear(&n->disk.log);
+    n->disk.log.base = planted(PLANT_FORGET_BASE) ? 0 : index;
+    n->disk.cut = index;
+    if (planted(PLANT_IMAGE_NO_VOTE))
+        n->disk.voted_for = 0;
+}
+
+/* What it had promised stays on record. The clone's disk: as it was some time ago. */
+void disk_lose(struct sim_node *n, bool clone)
+{
+    struct sim_log old = {0};
+    if (clone)
+        log_copy(&old, &n->disk.log, n->disk.applied);
+    sim.graves[n->id] = n->disk.log;
+    n->disk.log = old;
+    n->disk.term = old.n ? old.e[old.n - 1]->term : 0;
+    n->disk.voted_for = 0;
+    n->disk.slow_until = n->disk.full_until = 0;
+}
+
 void disk_init(struct sim_node *n)
 {
     memset(&n->disk, 0, sizeof n->disk);
@@ -265,21 +342,22 @@ void disk_crash(struct sim_node *n, bool power_loss)
         n->disk.voted_for = 0;
     }
     if (planted(PLANT_LOSE_LOG) && power_loss && n->disk.log.n > 3)
-        log_cut(&n->disk.log, n->disk.log.n - 2);
+        log_cut(&n->disk.log, log_last(&n->disk.log) - 2);
 }
 
 /* The machine gets a new data directory. What its old self had promised stays on record. */
 void disk_wipe(struct sim_node *n)
 {
-    if (n->id) {
+    if (n->id && !n->lost) {
         sim.graves[n->id] = n->disk.log;
-        sim.by_id[n->id] = NULL;
+        memset(&n->disk.log, 0, sizeof n->disk.log);
     } else {
         log_clear(&n->disk.log);
     }
-    memset(&n->disk.log, 0, sizeof n->disk.log);
-    n->disk.term = n->disk.voted_for = 0;
-    n->disk.slow_until = 0;
+    if (n->id)
+        sim.by_id[n->id] = NULL;
+    n->disk.term = n->disk.voted_for = n->disk.cut = 0;
+    n->disk.slow_until = n->disk.full_until = 0;
 }
 
 void disk_close(struct sim_node *n)

@@ -2,6 +2,7 @@
 #include "sim.h"
 #include <inttypes.h>
 #include <string.h>
+#include "raftdir/image.h"
 
 void fault_config(void)
 {
@@ -29,8 +30,17 @@ void fault_config(void)
     c->think_max_ms = chance(200) ? 10 : rnd_in(60, 250);
     c->read_chance = rnd_in(100, 500);
     c->big = chance(60);
-    c->sync_min_ms = 300;
-    c->sync_max_ms = 2500;
+    c->sync_min_ms = chance(500) ? 50 : 300;
+    c->sync_max_ms = chance(500) ? 600 : 2500;
+    c->log_keep_entries = chance(850) ? rnd_in(1, chance(600) ? 30 : 300) : 0;
+    c->log_keep_len = chance(500) ? rnd_in(200, 20000) : 0;
+    c->log_hold_len_max = chance(500) ? rnd_in(1000, 100000) : 0;
+    c->log_unapplied_len_max = chance(200) ? rnd_in(1000, 30000) : 0;
+    image_chunk_len = rnd_in(200, chance(500) ? 2000 : 20000);
+    image_commit_len = chance(500) ? rnd_in(1, 50000) : IMAGE_COMMIT_LEN;
+    c->segment_entries = chance(300) ? 1 : rnd_in(2, 40);
+    c->cut_put_off = rnd_in(0, 600);
+    c->image_ms = chance(700) ? rnd_in(1, 10) : rnd_in(10, 60);
     if (profile == PROFILE_CALM) {
         c->admin_min_ms = 500;
         c->admin_max_ms = 5000;
@@ -48,6 +58,10 @@ void fault_config(void)
     c->fault_max_ms = chaos ? 2500 : 7000;
     c->admin_min_ms = chaos ? 50 : 300;
     c->admin_max_ms = chaos ? 1500 : 5000;
+    c->image_break = chance(700) ? rnd_in(0, chaos ? 60 : 20) : 0;
+    c->image_damage = chance(300) ? rnd_in(1, 10) : 0;
+    c->rot = chance(150);
+    c->disk_loss = !c->rot && chance(250);
     c->reply_loss = rnd_in(0, chaos ? 100 : 30);
     c->churn = chance(chaos ? 300 : 100);
     if (c->churn) {
@@ -57,6 +71,7 @@ void fault_config(void)
         c->admin_min_ms = 10;
         c->admin_max_ms = 200;
         c->fault_max_ms = chaos ? 1200 : 4000;
+        c->rot = c->disk_loss = false; /* it would be the operator who stops the cluster */
     }
 }
 
@@ -97,14 +112,19 @@ static void strike(struct event *ev)
     } else if (what < 86) {
         if (n)
             node_pause(n, rnd_in(50, 3500));
-    } else if (what < 94) {
+    } else if (what < 92) {
         if (n) {
             n->disk.slow_until = sim.now + rnd_in(500, 4000);
             TRACE("fault: the disk of machine %u is slow", n->slot + 1);
         }
     } else if (what < 97) {
-        if (n && n->up)
-            node_lack_space(n, rnd_in(300, 3000));
+        unsigned how = rnd_in(0, 9), ms = rnd_in(300, 3000);
+        if (n && n->up && how < 5)
+            node_lack_space(n, NODE_SPACE_LOW, ms);
+        else if (n && n->up && how < 7)
+            node_lack_space(n, NODE_SPACE_NONE, ms);
+        else if (n && n->up)
+            node_fill_disk(n, ms);
     } else {
         net_heal();
     }
@@ -112,8 +132,33 @@ static void strike(struct event *ev)
     event_post(rnd_in(sim.config.fault_min_ms, sim.config.fault_max_ms), strike, NULL, NULL, NULL, 0);
 }
 
+/* A member's state comes to differ, or its disk is lost. Not while the operator still waits for the answer to a removal. */
+static void hurt(struct event *ev)
+{
+    (void)ev;
+    sim.hurting = false;
+    struct sim_node *n = chance(300) ? node_leader() : node_random_up();
+    if (sim.healing || !n || !node_serves(n) || !admin_may_hurt())
+        return;
+    if (sim.config.rot) {
+        n->rotting = true;
+        TRACE("fault: the state of machine %u is about to rot", n->slot + 1);
+    } else {
+        node_lose_disk(n);
+    }
+}
+
+static void hurt_later(struct event *ev)
+{
+    (void)ev;
+    sim.hurting = true;
+    event_post(8000, hurt, NULL, NULL, NULL, 0);
+}
+
 void fault_start(void)
 {
+    if (sim.config.rot || sim.config.disk_loss)
+        event_post(rnd_in(100, 8000), hurt_later, NULL, NULL, NULL, 0);
     if (sim.config.fault_max_ms)
         event_post(rnd_in(1500, 4000), strike, NULL, NULL, NULL, 0);
 }
@@ -125,8 +170,8 @@ void fault_heal(void)
     net_heal();
     for (unsigned i = 0; i < sim.config.slots; i++) {
         struct sim_node *n = &sim.nodes[i];
-        n->disk.slow_until = 0;
-        if (!n->up && n->state == SLOT_MEMBER)
+        n->disk.slow_until = n->disk.full_until = 0;
+        if (!n->up && n->state == SLOT_MEMBER && !n->lost)
             node_up(n);
     }
     admin_sweep();

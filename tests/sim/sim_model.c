@@ -58,7 +58,7 @@ void model_init(void)
 {
     struct err err;
     char dir[256];
-    struct store_options options = {.map_len = 256ull << 20, .no_sync = true};
+    struct store_options options = {.map_len = SIM_MAP_LEN, .no_sync = true};
     snprintf(dir, sizeof dir, "%s/model", sim.options.dir);
     if ((mkdir(dir, 0700) && errno != EEXIST) || store_open(dir, &options, &store, &err))
         sim_violation("store", "can't open the model's environment %s: %s", dir, err.text);
@@ -228,6 +228,22 @@ uint64_t model_content(unsigned name, uint64_t index)
             hi = mid;
     }
     return lo ? h->v[lo - 1].hash : 0;
+}
+
+/* The last change at or below index. */
+size_t model_members_at(uint64_t index, struct raft_configuration *conf_r)
+{
+    raft_configuration_init(conf_r);
+    for (uint64_t i = index; i; i--) {
+        const struct entry *e = check_entry(i);
+        if (e->type != RAFT_CHANGE)
+            continue;
+        struct raft_buffer buf = {(void *)(uintptr_t)e->data, e->len};
+        if (raft_configuration_decode(&buf, conf_r))
+            sim_violation("configuration", "the change at %" PRIu64 " doesn't parse", i);
+        break;
+    }
+    return conf_r->n;
 }
 
 size_t model_members(struct raft_configuration *conf_r)

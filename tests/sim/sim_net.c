@@ -22,6 +22,25 @@ static unsigned link_gen[SLOTS_MAX][SLOTS_MAX];
 static uint64_t link_last[SLOTS_MAX][SLOTS_MAX];
 static bool cut[SLOTS_MAX][SLOTS_MAX];
 
+bool net_open(const struct sim_node *a, const struct sim_node *b)
+{
+    return !cut[a->slot][b->slot] && !cut[b->slot][a->slot];
+}
+
+/* A connection's ends check id and UUID by the newest list of members that they know (raftdir/peers_hello.c). Here a stranger's frames pass, which the transport
+ * wouldn't let them: a list may be old. But nobody passes for a member with another directory. */
+static bool knows_as_another(const struct sim_node *n, const struct sim_node *who)
+{
+    struct node_peer peers[MEMBERS_MAX];
+    if (!who->clone || planted(PLANT_CLONE))
+        return false;
+    size_t members = node_members(n->node, node_clock(n), peers, MEMBERS_MAX);
+    for (size_t i = 0; i < members; i++)
+        if (peers[i].id == who->id)
+            return memcmp(peers[i].uuid, who->clone_uuid, NODE_UUID_LEN) != 0;
+    return true;
+}
+
 static void reset_link(unsigned a, unsigned b)
 {
     link_gen[a][b]++;
@@ -66,17 +85,25 @@ static void trace_frame(const char *what, const struct frame *f)
         TRACE("net: %" PRIu64 " > %" PRIu64 " %s AppendEntriesResult term %" PRIu64 " last %" PRIu64 " rejected %" PRIu64, f->from_id, f->to_id,
               what, m->append_entries_result->term, m->append_entries_result->last_log_index, m->append_entries_result->rejected);
         break;
+    case RAFTDIR__PEER__FRAME__BODY_INSTALL_SNAPSHOT:
+        TRACE("net: %" PRIu64 " > %" PRIu64 " %s InstallSnapshot term %" PRIu64 " last %" PRIu64 "/%" PRIu64, f->from_id, f->to_id, what,
+              m->install_snapshot->term, m->install_snapshot->last_index, m->install_snapshot->last_term);
+        break;
+    case RAFTDIR__PEER__FRAME__BODY_FRESHNESS:
+        TRACE("net: %" PRIu64 " > %" PRIu64 " %s Freshness applied %" PRIu64 " image %" PRIu64 " space %u", f->from_id, f->to_id, what,
+              m->freshness->applied_index, m->freshness->image_index, m->freshness->space);
+        break;
     default:
         TRACE("net: %" PRIu64 " > %" PRIu64 " %s %s, %zu bytes", f->from_id, f->to_id, what,
               m->body_case == RAFTDIR__PEER__FRAME__BODY_TIMEOUT_NOW         ? "TimeoutNow"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_PROBE             ? "Probe"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_PROBE_ACK         ? "ProbeAck"
-              : m->body_case == RAFTDIR__PEER__FRAME__BODY_FRESHNESS         ? "Freshness"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_FRESHNESS_ACK     ? "FreshnessAck"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_READ_INDEX        ? "ReadIndex"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_READ_INDEX_RESULT ? "ReadIndexResult"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_FORWARD           ? "Forward"
               : m->body_case == RAFTDIR__PEER__FRAME__BODY_FORWARD_RESULT    ? "ForwardResult"
+              : m->body_case == RAFTDIR__PEER__FRAME__BODY_CHECKPOINTS       ? "Checkpoints"
                                                                              : "other",
               f->len);
     }
@@ -129,7 +156,7 @@ static void frame_arrive(struct event *ev)
 {
     struct frame *f = ev->data;
     struct sim_node *to = f->to;
-    bool lost = cut[f->from->slot][to->slot] || f->to_id != to->id;
+    bool lost = cut[f->from->slot][to->slot] || f->to_id != to->id || knows_as_another(to, f->from);
     if (sim.config.fifo)
         lost = lost || f->gen != link_gen[f->from->slot][to->slot];
     if (lost) {
@@ -143,6 +170,9 @@ static void frame_arrive(struct event *ev)
             return;
         }
         trace_frame("got", f);
+        if (f->from->clone || to->clone)
+            sim_violation("identity", "a frame passes between machines %u and %u, one of which runs a copy of member %" PRIu64 "'s disk", f->from->slot + 1,
+                          to->slot + 1, f->from->clone ? f->from->id : to->id);
         sim_hash(f->data, f->len);
         node_enter(to);
         node_receive(to->node, node_clock(to), f->from_id, f->data, f->len);

@@ -70,8 +70,16 @@ static void io_send(void *data, uint64_t to, const uint8_t *frame, size_t len)
     struct sim_node *n = data;
     if (len > PEER_FRAME_LEN_MAX)
         sim_violation("limits", "member %" PRIu64 " sends a frame of %zu bytes", n->id, len);
-    if (!n->doomed && !dies_here(n))
-        net_send(n, to, frame, len);
+    if (n->doomed || n->ending || dies_here(n))
+        return;
+    uint8_t *other;
+    if (sim.options.plant && plant_frame(n, frame, len, &other, &len)) {
+        if (len)
+            net_send(n, to, other, len);
+        free(other);
+        return;
+    }
+    net_send(n, to, frame, len);
 }
 
 static void io_write_done(void *data, struct node_write *w, int code, const uint8_t *result, size_t len)
@@ -97,13 +105,37 @@ static void io_nothing(void *data)
     (void)data;
 }
 
+static void io_log_cut(void *data, uint64_t index)
+{
+    struct sim_node *n = data;
+    TRACE("node: %" PRIu64 " doesn't need its log up to %" PRIu64, n->id, index);
+    check_cut(n, index);
+    if (!n->doomed && !dies_here(n))
+        disk_log_cut(n, index);
+}
+
+static void io_image_wanted(void *data, uint64_t index, uint64_t term)
+{
+    struct sim_node *n = data;
+    (void)term;
+    if (!n->doomed && !n->ending)
+        image_wanted(n, index);
+}
+
+static void io_alarm(void *data, const char *text)
+{
+    const struct sim_node *n = data;
+    TRACE("node: %" PRIu64 " alarm: %s", n->id, text);
+}
+
 static void io_failed(void *data, int code, const char *why)
 {
     struct sim_node *n = data;
     n->failed = true;
     TRACE("node: %" PRIu64 " failed: %s (%s)", n->id, why, err_name(code));
-    if (!n->doomed && code != RAFTDIR_EIO)
-        sim_violation("node failed", "member %" PRIu64 ": %s (%s)", n->id, why, err_name(code));
+    check_failed(n, code, why);
+    if (!n->doomed && code == RAFTDIR_ECORRUPT)
+        n->condemned = true;
 }
 
 static uint64_t io_wall_ms(void *data)
@@ -117,6 +149,7 @@ static uint64_t io_wall_ms(void *data)
 void node_new_identity(struct sim_node *n)
 {
     n->id = n->term_seen = 0;
+    n->rotting = n->differs = n->differs_now = n->condemned = n->lost = n->clone = false;
     n->lives++;
     for (unsigned i = 0; i < NODE_UUID_LEN; i++)
         n->uuid[i] = (uint8_t)rnd();
@@ -197,7 +230,7 @@ void node_enter(struct sim_node *n)
 static void restart(struct event *ev)
 {
     struct sim_node *n = &sim.nodes[ev->a];
-    if (!n->up && n->state == SLOT_MEMBER && (unsigned)(uintptr_t)ev->data == n->epoch)
+    if (!n->up && n->state == SLOT_MEMBER && (!n->lost || n->clone) && (unsigned)(uintptr_t)ev->data == n->epoch)
         node_up(n);
 }
 
@@ -221,7 +254,7 @@ void node_leave(struct sim_node *n)
         node_crash(n, rnd_in(50, 3000));
         return;
     }
-    if (n->failed && !had_failed) /* the daemon would end by itself; until then it does nothing more */
+    if (n->failed && !n->condemned && !had_failed) /* the daemon ends by itself; until then it does nothing more. A corrupt one stays, and says why */
         event_post(rnd_in(1, 200), die_of_failure, NULL, n, NULL, 0);
     node_flush_soon(n);
     arm(n);
@@ -231,7 +264,8 @@ static void sync_later(struct sim_node *n);
 
 static void sync_now(struct event *ev)
 {
-    apply_sync(ev->node);
+    if (!ev->node->failed)
+        apply_sync(ev->node);
     sync_later(ev->node);
 }
 
@@ -252,7 +286,10 @@ void node_up(struct sim_node *n)
                                       .members_changed = io_nothing,
                                       .role_changed = io_nothing,
                                       .failed = io_failed,
-                                      .wall_ms = io_wall_ms};
+                                      .wall_ms = io_wall_ms,
+                                      .log_cut = io_log_cut,
+                                      .image_wanted = io_image_wanted,
+                                      .alarm = io_alarm};
     struct node_io mine = io;
     struct node_options options = {.id = n->id,
                                    .cluster_id = CLUSTER_ID,
@@ -260,7 +297,12 @@ void node_up(struct sim_node *n)
                                    .seed = (unsigned)rnd(),
                                    .election_timeout_ms = sim.config.election_timeout_ms,
                                    .heartbeat_ms = sim.config.heartbeat_ms,
-                                   .guards_off = sim.options.guards_off};
+                                   .guards_off = sim.options.guards_off,
+                                   .log_keep_len = sim.config.log_keep_len,
+                                   .log_keep_entries = sim.config.log_keep_entries,
+                                   .log_hold_len_max = sim.config.log_hold_len_max,
+                                   .log_unapplied_len_max = sim.config.log_unapplied_len_max};
+    struct store_checkpoint checkpoints[DIGESTS_KEPT];
     struct node_boot boot;
     struct store_txn *txn;
     struct err err;
@@ -272,19 +314,20 @@ void node_up(struct sim_node *n)
     boot.term = n->disk.term;
     boot.voted_for = n->disk.voted_for;
     uint64_t conf_index;
-    if (store_meta_get(txn, &boot.meta, &err) || store_configuration_get(txn, &boot.configuration, &boot.configuration_len, &conf_index, &err))
+    boot.checkpoints = checkpoints;
+    boot.checkpoints_n = DIGESTS_KEPT;
+    if (store_meta_get(txn, &boot.meta, &err) || store_configuration_get(txn, &boot.configuration, &boot.configuration_len, &conf_index, &err) ||
+        store_checkpoints_get(txn, checkpoints, &boot.checkpoints_n, &err))
         sim_violation("store", "member %" PRIu64 ": %s", n->id, err.text);
-    if (boot.meta.applied_index > n->disk.log.n)
-        sim_violation("apply order", "member %" PRIu64 " has applied %" PRIu64 ", its log ends at %zu", n->id, boot.meta.applied_index,
-                      n->disk.log.n);
-    boot.log_first = 1;
+    check_boot_log(n, boot.meta.applied_index);
+    if (n->differs) /* a power loss, or an image, may have made it good */
+        n->differs = n->differs_now = !check_same_state(boot.meta.applied_index, boot.meta.digest);
+    boot.log_first = n->disk.log.base + 1;
     boot.entries_n = n->disk.log.n;
     boot.entries = xcalloc(boot.entries_n, sizeof(struct entry *));
     for (size_t i = 0; i < boot.entries_n; i++)
         boot.entries[i] = entry_ref(n->disk.log.e[i]);
-    log_clear(&n->log);
-    if (n->disk.log.n)
-        log_append(&n->log, n->disk.log.e, (unsigned)n->disk.log.n);
+    log_copy(&n->log, &n->disk.log, UINT64_MAX);
     n->epoch++;
     n->up = true;
     n->doomed = n->failed = n->busy = n->flush_posted = n->was_leader = false;
@@ -295,19 +338,43 @@ void node_up(struct sim_node *n)
     n->wall_skew_ms = chance(300) ? (int64_t)rnd_in(0, 4000000) - 2000000 : 0;
     n->tick_at = 0;
     n->applied_seen = boot.meta.applied_index;
-    n->commit_seen = 0;
+    n->commit_seen = n->synced_told = n->synced_before = 0;
+    if (n->space == NODE_SPACE_NONE)
+        n->none_at = sim.now;
+    n->space = NODE_SPACE_OK;
     memset(&n->status, 0, sizeof n->status);
-    TRACE("node: %" PRIu64 " starts on machine %u: term %" PRIu64 ", log up to %zu, applied %" PRIu64, n->id, n->slot + 1, boot.term,
-          boot.entries_n, boot.meta.applied_index);
-    check_boot(n, boot.term);
+    TRACE("node: %" PRIu64 " starts on machine %u: term %" PRIu64 ", log %" PRIu64 "..%" PRIu64 ", applied %" PRIu64, n->id, n->slot + 1, boot.term,
+          boot.log_first, log_last(&n->log), boot.meta.applied_index);
+    check_boot(n, boot.term, boot.voted_for);
     if (node_create(&options, &mine, &boot, &n->node, &err))
         sim_violation("start", "member %" PRIu64 ": %s", n->id, err.text);
     store_read_end(&txn);
     sync_later(n);
+    unsigned epoch = n->epoch;
     node_enter(n);
     if (node_start(n->node, node_clock(n)) && !n->doomed)
         sim_violation("start", "member %" PRIu64 " can't start", n->id);
     node_leave(n);
+    if (n->up && n->epoch == epoch && n->disk.full_until > sim.now)
+        node_lack_space(n, NODE_SPACE_NONE, n->disk.full_until - sim.now);
+}
+
+/* The driver is gone; its requests have ended. */
+static void process_end(struct sim_node *n, bool power_loss)
+{
+    node_destroy(&n->node);
+    client_reads_lost(n);
+    if (n->writes || n->reads || n->members)
+        sim_violation("requests", "member %" PRIu64 " was destroyed without ending its requests", n->id);
+    image_fetch_drop(n);
+    image_send_drop(n);
+    apply_crash(n, power_loss);
+    disk_crash(n, power_loss);
+    net_reset(n);
+    n->up = n->busy = n->doomed = n->ending = false;
+    n->epoch++;
+    n->paused_until = 0;
+    memset(&n->status, 0, sizeof n->status);
 }
 
 void node_crash(struct sim_node *n, uint64_t restart_ms)
@@ -318,20 +385,10 @@ void node_crash(struct sim_node *n, uint64_t restart_ms)
     sim.stats.crashes++;
     TRACE("node: %" PRIu64 " dies%s", n->id, power_loss ? ", power lost" : "");
     n->doomed = true; /* what the driver calls back now reaches nobody */
-    node_destroy(&n->node);
-    client_reads_lost(n);
-    if (n->writes || n->reads || n->members)
-        sim_violation("requests", "member %" PRIu64 " was destroyed without ending its requests", n->id);
-    apply_crash(n, power_loss);
-    disk_crash(n, power_loss);
-    net_reset(n);
-    n->up = n->busy = n->doomed = false;
-    n->epoch++;
-    n->paused_until = 0;
-    memset(&n->status, 0, sizeof n->status);
+    process_end(n, power_loss);
     if (planted(PLANT_WRONG_INDEX_ROW))
-        plant_break_index(n);
-    if (restart_ms && n->state == SLOT_MEMBER)
+        plant_break_index(n->disk.dir);
+    if (restart_ms && n->state == SLOT_MEMBER && (!n->lost || n->clone))
         restart_later(n, chance(300) ? rnd_in(1, 30) : restart_ms); /* some are back before anybody has noticed */
 }
 
@@ -347,18 +404,96 @@ void node_pause(struct sim_node *n, uint64_t ms)
     TRACE("node: %" PRIu64 " is paused for %" PRIu64 " ms", n->id, ms);
 }
 
+/* The daemon stops node, log and apply, puts the staged generation in the place of the current one, and starts them again. Whenever it dies, it has one of
+ * the two: all of it is durable. */
+void node_image(struct sim_node *n, uint64_t index, uint64_t term)
+{
+    if (!sim.healing && chance(50)) {
+        TRACE("image: %" PRIu64 " dies before it takes the place", n->id);
+        node_crash(n, rnd_in(50, 3000));
+        return;
+    }
+    n->ending = true;
+    process_end(n, false);
+    disk_image(n, index);
+    apply_image(n);
+    n->disk.synced = n->disk.applied = index;
+    sim.stats.images++;
+    TRACE("image: index %" PRIu64 ", term %" PRIu64 " takes the place of state and log of %" PRIu64, index, term, n->id);
+    restart_later(n, !sim.healing && chance(100) ? rnd_in(50, 3000) : rnd_in(1, 30));
+}
+
+/* --- Space and disks --------------------------------------------------------------------------------------------------------------- */
+
+static void space_set(struct sim_node *n, enum node_space space)
+{
+    if (n->space == NODE_SPACE_NONE)
+        n->none_at = sim.now;
+    n->space = space;
+    if (!planted(PLANT_SPACE_UNTOLD))
+        node_space_set(n->node, space);
+}
+
 static void space_again(struct event *ev)
 {
     if (ev->a == ev->node->space_gen)
-        node_space_set(ev->node->node, NODE_SPACE_OK);
+        space_set(ev->node, NODE_SPACE_OK);
 }
 
-/* What the daemon says when its disk or map is nearly full. */
-void node_lack_space(struct sim_node *n, uint64_t ms)
+/* What the daemon says when there is little room on its disk or in its map. */
+void node_lack_space(struct sim_node *n, enum node_space space, uint64_t ms)
 {
-    TRACE("node: %" PRIu64 " lacks space for %" PRIu64 " ms", n->id, ms);
-    node_space_set(n->node, NODE_SPACE_NONE);
+    TRACE("node: %" PRIu64 " has %s space for %" PRIu64 " ms", n->id, space == NODE_SPACE_LOW ? "little" : "no", ms);
+    space_set(n, space);
     event_post(ms, space_again, NULL, n, NULL, ++n->space_gen);
+}
+
+/* Neither log nor state can be written; the daemon tries again and again, and says so. */
+void node_fill_disk(struct sim_node *n, uint64_t ms)
+{
+    n->disk.full_until = sim.now + ms;
+    node_lack_space(n, NODE_SPACE_NONE, ms);
+}
+
+static void clone_up(struct event *ev)
+{
+    struct sim_node *n = &sim.nodes[ev->a];
+    if (n->clone && !n->up && n->state == SLOT_MEMBER)
+        node_up(n);
+}
+
+/* The data directory is gone. What the member had promised counts, but nobody can keep it: the operator takes it out, and the machine joins anew. Meanwhile
+ * somebody may start an old copy of the directory, with the id in its IDENTITY and another UUID. */
+void node_lose_disk(struct sim_node *n)
+{
+    struct raft_configuration conf;
+    node_crash(n, 0);
+    size_t members = model_members_at(n->disk.applied, &conf);
+    unsigned voters = 0;
+    for (size_t i = 0; i < members; i++)
+        voters += conf.servers[i].role == RAFT_VOTER;
+    raft_configuration_close(&conf);
+    bool clone = voters > 1 && chance(500); /* a sole voter's copy would lead itself: nobody could keep it from that */
+    TRACE("node: %" PRIu64 " loses its disk%s", n->id, clone ? "; a copy of it is started" : "");
+    sim.stats.disks_lost++;
+    disk_lose(n, clone);
+    sim.by_id[n->id] = planted(PLANT_CLONE) ? n : NULL;
+    n->lost = n->condemned = true;
+    n->rotting = n->differs = false;
+    n->clone = clone;
+    n->term_seen = 0;
+    if (!clone) {
+        apply_wipe(n);
+        return;
+    }
+    for (unsigned i = 0; i < NODE_UUID_LEN; i++)
+        n->clone_uuid[i] = (uint8_t)rnd();
+    event_post(rnd_in(1, 1000), clone_up, NULL, NULL, NULL, n->slot);
+}
+
+bool node_serves(const struct sim_node *n)
+{
+    return n->up && n->state == SLOT_MEMBER && !n->failed && !n->lost;
 }
 
 struct sim_node *node_random_up(void)

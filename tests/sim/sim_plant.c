@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "peer.pb-c.h"
 #include "raftdir/op.h"
 
 static const struct {
@@ -29,6 +30,18 @@ static const struct {
     [PLANT_MUTE_NODE] = {"mute-node", "liveness", "a node can't send when all the faults are over"},
     [PLANT_PHANTOM_MEMBER] = {"phantom-member", "configuration", "a node takes a standby for a voter"},
     [PLANT_EARLY_MEMBER] = {"early-member", "membership answer", "an operator is told that a change succeeded that was refused"},
+    [PLANT_CUT_UNSYNCED] = {"cut-unsynced", "cut", "the state is reported as synced, and isn't"},
+    [PLANT_NEVER_CUT] = {"never-cut", "log bounded", "the driver isn't told that the state is synced"},
+    [PLANT_FORGET_BASE] = {"forget-base", "cut|log|start", "the log that begins after an image forgets where"},
+    [PLANT_IMAGE_LOST_ROW] = {"image-lost-row", "image", "a row is gone from a staged state after it was verified"},
+    [PLANT_IMAGE_OLD] = {"image-old", "image", "an image takes the place of a newer state"},
+    [PLANT_IMAGE_NO_VOTE] = {"image-no-vote", "vote", "the vote is forgotten when an image takes the state's place"},
+    [PLANT_IMAGE_NEVER] = {"image-never", "liveness", "no image ever arrives"},
+    [PLANT_HIGH_ACK] = {"high-ack", "durable majority|committed entries|commit|liveness", "a follower says that it has applied what it hasn't"},
+    [PLANT_UNSEEN_ROT] = {"unseen-rot", "divergence", "digests reach nobody"},
+    [PLANT_DENY_DELETE] = {"deny-delete", "no space", "a write that doesn't grow the state is refused though there is some space"},
+    [PLANT_SPACE_UNTOLD] = {"space-untold", "no space", "the driver isn't told that space is low"},
+    [PLANT_CLONE] = {"clone", "identity|vote|term monotonic|durable majority|node failed", "the transport takes a clone for the member"},
 };
 
 bool planted(enum plant plant)
@@ -88,6 +101,11 @@ static struct entry *remake(const struct entry *e, bool empty, uint64_t add_ms, 
     return other;
 }
 
+struct entry *plant_nothing(const struct entry *e)
+{
+    return remake(e, true, 0, 0);
+}
+
 struct entry *plant_change_entry(const struct entry *e, const struct sim_node *n)
 {
     if (e->type == RAFT_COMMAND) {
@@ -117,18 +135,18 @@ void plant_restore_results(struct apply_batch *batch)
 }
 
 /* Removes the first row of some table with several rows, but for the mailboxes' own and the meta data. The environment is closed. */
-void plant_break_index(struct sim_node *n)
+void plant_break_index(const char *dir)
 {
     MDB_env *env;
     MDB_txn *txn;
     MDB_dbi main_dbi;
     MDB_cursor *cursor;
     MDB_val key, value;
-    if (!n->disk.dir[0] || mdb_env_create(&env))
+    if (!dir[0] || mdb_env_create(&env))
         return;
     mdb_env_set_maxdbs(env, 64);
-    mdb_env_set_mapsize(env, 256ull << 20);
-    if (mdb_env_open(env, n->disk.dir, MDB_NOSYNC, 0600))
+    mdb_env_set_mapsize(env, SIM_MAP_LEN);
+    if (mdb_env_open(env, dir, MDB_NOSYNC, 0600))
         goto close;
     if (mdb_txn_begin(env, NULL, 0, &txn))
         goto close;
@@ -156,10 +174,34 @@ void plant_break_index(struct sim_node *n)
             continue;
         removed = !mdb_cursor_get(rows, &row_key, &row, MDB_FIRST) && !mdb_cursor_del(rows, 0);
         mdb_cursor_close(rows);
-        TRACE("plant: removed a row of %s at machine %u", name, n->slot + 1);
+        TRACE("plant: removed a row of %s in %s", name, dir);
     }
     mdb_cursor_close(cursor);
     mdb_txn_commit(txn);
 close:
     mdb_env_close(env);
+}
+
+/* Frames that a planted bug changes on their way out, or drops (length 0). */
+bool plant_frame(const struct sim_node *n, const uint8_t *frame, size_t len, uint8_t **frame_r, size_t *len_r)
+{
+    if (!planted(PLANT_UNSEEN_ROT) && (!planted(PLANT_HIGH_ACK) || n->slot != 1))
+        return false;
+    Raftdir__Peer__Frame *f = raftdir__peer__frame__unpack(NULL, len, frame);
+    if (!f)
+        return false;
+    bool changed = false;
+    if (planted(PLANT_UNSEEN_ROT) && f->body_case == RAFTDIR__PEER__FRAME__BODY_CHECKPOINTS) {
+        changed = true;
+        *frame_r = NULL;
+        *len_r = 0;
+    } else if (planted(PLANT_HIGH_ACK) && f->body_case == RAFTDIR__PEER__FRAME__BODY_FRESHNESS && f->freshness->has_applied_index) {
+        changed = true;
+        f->freshness->applied_index += 8;
+        *len_r = raftdir__peer__frame__get_packed_size(f);
+        *frame_r = xcalloc(1, *len_r);
+        raftdir__peer__frame__pack(f, *frame_r);
+    }
+    raftdir__peer__frame__free_unpacked(f, NULL);
+    return changed;
 }

@@ -91,7 +91,8 @@ static void print_nodes(void)
                    ", writes %zu",
                    state_names[s->state <= NODE_FAILED ? s->state : 0], s->term, s->role, s->leader, s->last_index, s->commit_index,
                    s->applied_index, s->writes_pending);
-        printf("; on disk: term %" PRIu64 ", vote %" PRIu64 ", last %zu\n", n->disk.term, n->disk.voted_for, n->disk.log.n);
+        printf("; on disk: term %" PRIu64 ", vote %" PRIu64 ", log %" PRIu64 "..%" PRIu64 ", synced %" PRIu64 "%s%s%s\n", n->disk.term, n->disk.voted_for,
+               n->disk.log.base + 1, log_last(&n->disk.log), n->disk.synced, n->differs ? ", differs" : "", n->lost ? ", lost" : "", n->fetch ? ", fetching" : "");
     }
 }
 
