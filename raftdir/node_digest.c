@@ -7,7 +7,8 @@
  * At an index that is known of both:
  *  - a majority of all voters (by the newest configuration here) tell one digest, and it isn't ours: this node is wrong. It fails: what it holds is never
  *    served again, and it has to be rebuilt;
- *  - a member differs, and a majority of the voters agree with us: it is wrong, and finds so by itself. An alarm says so, in case that it can't;
+ *  - a member differs, and a majority of the voters agree with us: it is wrong, and finds so by itself. An alarm says so, in case that it can't. (If it finds so
+ *    before it has told us, there is none: its own status says it.)
  *  - a member differs and there is no majority for either (1 : 1, 2 : 2, or all different): nobody guesses, nobody stops. An alarm, once all voters have spoken, or
  *    when DIGEST_ALARM_AFTER_MS have passed: a voter that is only late isn't worth one.
  * Standbys compare and are compared, but only voters count. A sole voter has nobody to ask; a standby of its believes it.
@@ -173,17 +174,19 @@ static void opinion_get(const struct node *n, const struct store_checkpoint *own
     }
 }
 
-/* The voters that say so, as "2, 3". */
+/* The voters that say so, as "2, 3"; in the configuration's order, which is that of their ids. */
 static void who_says(const struct node *n, const struct store_checkpoint *c, char *text, size_t size)
 {
+    const struct raft_configuration *members = &n->raft->configuration;
     size_t len = 0;
     text[0] = 0;
-    for (size_t i = 0; i < n->digests.members_n && len < size; i++) {
-        const struct digest_member *m = n->digests.members[i];
-        const struct store_checkpoint *their = list_find(&m->told, c->index);
-        if (their && is_voter(n, m->id) && same(their, c))
-            len += (size_t)snprintf(text + len, size - len, "%s%llu", len ? ", " : "", (unsigned long long)m->id);
-    }
+    for (unsigned k = 0; k < members->n; k++)
+        for (size_t i = 0; i < n->digests.members_n && len < size; i++) {
+            const struct digest_member *m = n->digests.members[i];
+            const struct store_checkpoint *their = list_find(&m->told, c->index);
+            if (m->id == members->servers[k].id && members->servers[k].role == RAFT_VOTER && their && same(their, c))
+                len += (size_t)snprintf(text + len, size - len, "%s%llu", len ? ", " : "", (unsigned long long)m->id);
+        }
 }
 
 /* Is this node wrong at that index? Then it fails. */

@@ -50,6 +50,10 @@ struct world_node {
     uint64_t synced;
     uint64_t wanted_index, wanted_term; /* the last of io.image_wanted */
     unsigned wanted_times, alarms;
+    char why[ERR_TEXT_LEN], alarm[ERR_TEXT_LEN]; /* of io.failed and io.alarm, the last ones */
+    uint8_t flaw;              /* of its state, in the digests from now on */
+    struct store_checkpoint digests[DIGESTS_KEPT];
+    size_t digests_n;
 };
 
 struct write {
@@ -66,8 +70,10 @@ struct world {
     uint64_t now;
     struct node_options options; /* of each node that is made from now on; but for the ids and the seed */
     uint64_t sync_every;         /* states are synced after so many entries; 0: never */
-    unsigned frames_of[32];      /* sent, by body - RAFTDIR__PEER__FRAME__BODY_HELLO */
-    uint64_t entries_sent;
+    unsigned manifests;
+    uint64_t entries_sent[NODES + 1]; /* to each */
+    unsigned checkpoints;        /* frames with digests, sent */
+    bool checkpoints_lost;       /* they don't arrive */
 };
 static struct world W;
 
@@ -101,12 +107,14 @@ WORLD_FN void on_send(void *data, uint64_t to, const uint8_t *frame, size_t len)
         return;
     Raftdir__Peer__Frame *sent = raftdir__peer__frame__unpack(NULL, len, frame);
     assert_non_null(sent);
-    unsigned kind = (unsigned)sent->body_case - RAFTDIR__PEER__FRAME__BODY_HELLO;
-    assert_true(kind < sizeof W.frames_of / sizeof *W.frames_of);
-    W.frames_of[kind]++;
+    W.manifests += sent->body_case == RAFTDIR__PEER__FRAME__BODY_INSTALL_SNAPSHOT;
     if (sent->body_case == RAFTDIR__PEER__FRAME__BODY_APPEND_ENTRIES)
-        W.entries_sent += sent->append_entries->n_entries;
+        W.entries_sent[to] += sent->append_entries->n_entries;
+    bool digests = sent->body_case == RAFTDIR__PEER__FRAME__BODY_CHECKPOINTS;
     raftdir__peer__frame__free_unpacked(sent, NULL);
+    W.checkpoints += digests;
+    if (digests && W.checkpoints_lost)
+        return;
     struct frame_item *f = malloc(sizeof *f + len);
     assert_non_null(f);
     f->next = NULL;
@@ -175,8 +183,9 @@ WORLD_FN void nothing(void *data)
 
 WORLD_FN void on_failed(void *data, int code, const char *why)
 {
-    (void)why;
-    ((struct world_node *)data)->failed = code;
+    struct world_node *n = data;
+    n->failed = code;
+    snprintf(n->why, sizeof n->why, "%s", why);
 }
 
 WORLD_FN void on_log_cut(void *data, uint64_t index)
@@ -184,6 +193,13 @@ WORLD_FN void on_log_cut(void *data, uint64_t index)
     struct world_node *n = data;
     assert_true(index > n->log_cut && index <= n->synced);
     n->log_cut = index;
+    /* As with segments: a little more stays. */
+    uint64_t first = index + 1 > 5 ? index + 1 - 5 : 1;
+    while (n->disk_n && n->disk_first < first) {
+        entry_unref(n->disk[0]);
+        memmove(n->disk, n->disk + 1, --n->disk_n * sizeof *n->disk);
+        n->disk_first++;
+    }
 }
 
 WORLD_FN void on_image_wanted(void *data, uint64_t index, uint64_t term)
@@ -196,8 +212,9 @@ WORLD_FN void on_image_wanted(void *data, uint64_t index, uint64_t term)
 
 WORLD_FN void on_alarm(void *data, const char *text)
 {
-    (void)text;
-    ((struct world_node *)data)->alarms++;
+    struct world_node *n = data;
+    n->alarms += text != NULL;
+    snprintf(n->alarm, sizeof n->alarm, "%s", text ? text : "");
 }
 
 WORLD_FN uint64_t wall(void *data)
@@ -268,7 +285,8 @@ WORLD_FN void node_open(uint64_t id)
                          .log_cut = on_log_cut, .image_wanted = on_image_wanted, .alarm = on_alarm};
     struct node_options o = W.options;
     struct node_boot boot = {.log_first = n->disk_first, .entries_n = n->disk_n, .term = n->term, .voted_for = n->vote, .meta = n->meta,
-                             .configuration = n->conf, .configuration_len = n->conf_len};
+                             .configuration = n->conf, .configuration_len = n->conf_len,
+                             .checkpoints = n->digests, .checkpoints_n = n->digests_n};
     struct err err;
     o.id = id;
     o.cluster_id = CLUSTER;
@@ -324,6 +342,9 @@ struct image {
     struct store_meta meta;
     uint8_t conf[4096];
     size_t conf_len;
+    uint8_t flaw;
+    struct store_checkpoint digests[DIGESTS_KEPT];
+    size_t digests_n;
 };
 
 WORLD_FN void image_take(uint64_t from, struct image *image)
@@ -333,6 +354,9 @@ WORLD_FN void image_take(uint64_t from, struct image *image)
     assert_true(n->conf_len && n->conf_len <= sizeof image->conf);
     memcpy(image->conf, n->conf, n->conf_len);
     image->conf_len = n->conf_len;
+    image->flaw = n->flaw;
+    memcpy(image->digests, n->digests, sizeof image->digests);
+    image->digests_n = n->digests_n;
 }
 
 /* As the daemon does it: state and log are replaced, term and vote stay. */
@@ -347,11 +371,24 @@ WORLD_FN void image_install(uint64_t id, const struct image *image)
     n->conf = malloc(image->conf_len);
     memcpy(n->conf, image->conf, image->conf_len);
     n->conf_len = image->conf_len;
+    n->flaw = image->flaw;
+    memcpy(n->digests, image->digests, sizeof n->digests);
+    n->digests_n = image->digests_n;
     n->synced = n->log_cut = image->meta.applied_index;
     node_open(id);
 }
 
 /* --- Apply ------------------------------------------------------------------------------------------------------------------- */
+
+WORLD_FN void digest_record(struct world_node *n, uint64_t index)
+{
+    if (n->digests_n == DIGESTS_KEPT)
+        memmove(&n->digests[0], &n->digests[1], --n->digests_n * sizeof n->digests[0]);
+    struct store_checkpoint *c = &n->digests[n->digests_n++];
+    memset(c, n->flaw, sizeof *c);
+    c->index = index;
+    c->digest[0] = (uint8_t)(index / DIGEST_INTERVAL);
+}
 
 /* A stand-in for apply: commands succeed, an id is counted once in a life of the world. */
 WORLD_FN void apply_run(struct world_node *n, struct apply_batch *b)
@@ -361,6 +398,10 @@ WORLD_FN void apply_run(struct world_node *n, struct apply_batch *b)
         assert_int_equal(e->index, n->meta.applied_index + 1);
         n->meta.applied_index = e->index;
         n->meta.applied_term = e->term;
+        if (e->index % DIGEST_INTERVAL == 0) {
+            digest_record(n, e->index);
+            b->checkpoints[b->checkpoints_n++] = n->digests[n->digests_n - 1];
+        }
         if (e->type == RAFT_CHANGE) {
             struct raft_configuration c;
             struct raft_buffer buf = {e->data, e->len};
@@ -509,13 +550,15 @@ WORLD_FN void three(void)
     assert_true(leader() > 0);
 }
 
-WORLD_FN void write_start(struct write *x, int node, uint8_t tag, uint64_t deadline_in)
+WORLD_FN void write_start(struct write *x, int node, uint32_t tag, uint64_t deadline_in)
 {
     Raftdir__Log__Request q = RAFTDIR__LOG__REQUEST__INIT;
     Raftdir__Log__Op op = RAFTDIR__LOG__OP__INIT, *ops[1] = {&op};
     Raftdir__Log__Noop noop = RAFTDIR__LOG__NOOP__INIT;
     memset(x, 0, sizeof *x);
-    memset(x->w.op_id, tag, OP_ID_LEN);
+    memset(x->w.op_id, (int)(tag & 0xff), OP_ID_LEN);
+    if (tag > 0xff)
+        memcpy(x->w.op_id, &tag, sizeof tag);
     op.op_case = RAFTDIR__LOG__OP__OP_NOOP;
     op.noop = &noop;
     q.op_id.data = x->w.op_id;
