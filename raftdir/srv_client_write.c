@@ -193,7 +193,8 @@ static const char *why_not(int code)
     case RAFTDIR_EUNCERTAIN:
         return "uncertain: the write may or may not have happened; send it again with the same operation id to find out";
     case RAFTDIR_ENOSPC:
-        return "no space left on the leader's data_dir: the write was not done; make room there, reads go on meanwhile";
+        return "no space: data_dir is nearly full at the leader, or at so many voters that there is no majority without them. The write was not done, for it may make the "
+               "directory larger; deletes are taken as long as the reserve lasts. Make room there; reads go on meanwhile";
     case RAFTDIR_ELIMIT:
         return "too many writes are waiting at this node: send it again in a moment, or to another node";
     default:
