@@ -380,7 +380,7 @@ void node_destroy(struct node **node)
 int node_start(struct node *n, uint64_t now)
 {
     assert(!n->started);
-    n->now = now;
+    n->now = n->started_ms = now;
     n->started = true;
     n->log_time = n->meta.log_time_ms;
     n->log_time_at = now;

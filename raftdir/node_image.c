@@ -35,13 +35,16 @@ bool node_images_needed(const struct node *n)
     return n->image_index && node_image_wanted(n, n->image_index, n->image_term);
 }
 
-/* Only the leader of our term sends one. One of an earlier term is late. In a later term the leader's heartbeat comes first, or next. */
+/* Only the leader of our term sends one. One of an earlier term is late. In a later term the leader's heartbeat comes first, or next. In the first moments of a node's
+ * life the leader may not have heard yet what it holds: a node that was just made on an image mustn't fetch the next one. */
 void node_images_manifest(struct node *n, uint64_t from, const Raftdir__Peer__InstallSnapshot *m)
 {
     if (!m->last_index || !m->last_term || m->last_term > m->term) {
         n->frames_dropped++;
         return;
     }
+    if (n->now - n->started_ms < IMAGE_REPEAT_MS)
+        return;
     if (m->term != n->term || from != n->leader || n->state != RAFT_FOLLOWER || !node_image_wanted(n, m->last_index, m->last_term))
         return;
     n->image_index = m->last_index;

@@ -134,7 +134,7 @@ struct node {
     struct guard *guard;
     struct raft *raft; /* the guard's, to read */
     bool started, failed;
-    uint64_t now, next_period;
+    uint64_t now, next_period, started_ms;
     struct err err; /* scratch */
 
     /* The log: entries log_first .. log_first + log_n - 1. */
