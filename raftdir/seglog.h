@@ -70,8 +70,9 @@ int seglog_cut(struct seglog *log, uint64_t index, struct err *err);
 int seglog_base(struct seglog *log, uint64_t index, struct err *err);
 uint64_t seglog_used_len(const struct seglog *log); /* thread-safe */
 
-/* Reads the whole log in `dir` again, from the disk, and checks every frame (the scrub). Opens files for reading only: may run beside a log that is being written,
- * whose newest, still growing segment is checked up to what was durable at the call. stop: as in store_verify_cb. *problems_r counts, problem() tells. */
+/* Reads the whole log again, from the disk, and checks all of it that was durable at the call (the scrub): every frame, and the vote. Any thread, beside one that
+ * writes and cuts; the log must stay open until it returns. Constant memory. problem() (NULL allowed) tells, *problems_r counts; stop (NULL allowed) is asked at
+ * least every 256 KiB, and may take its time: true ends it with RAFTDIR_ECANCELED. Another error: it couldn't be checked, which says nothing about the log. */
 struct seglog_scrub_cb {
     void *data;
     void (*problem)(void *data, const char *text);

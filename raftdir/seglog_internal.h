@@ -103,5 +103,7 @@ void seglog_account(struct seglog *log, struct seglog_segment *current, uint64_t
 /* seglog_vote.c */
 int seglog_vote_create(struct seglog *log, struct err *err);
 int seglog_vote_load(struct seglog *log, bool *exists_r, struct err *err);
+/* Reads both copies from the disk: which of them isn't what the log holds? Any thread. */
+int seglog_vote_scrub(struct seglog *log, bool bad_r[2], struct err *err);
 
 #endif

@@ -151,3 +151,38 @@ int seglog_vote(struct seglog *log, uint64_t term, uint64_t voted_for, struct er
     pthread_mutex_unlock(&log->vote_mutex);
     return rc;
 }
+
+/* Is this copy what seglog_vote wrote last? */
+static bool slot_is_current(const struct seglog *log, const uint8_t *block)
+{
+    struct slot s;
+    return slot_get(block, &log->who, &s, NULL) == 0 && s.counter == log->vote_counter && s.term == log->term && s.voted_for == log->voted_for;
+}
+
+/* Once without the mutex, so that a slow disk holds no vote up; with it only when something looks wrong: a vote may have been on its way. */
+int seglog_vote_scrub(struct seglog *log, bool bad_r[2], struct err *err)
+{
+    uint8_t blocks[2 * SEGLOG_BLOCK_LEN];
+    for (int locked = 0; locked < 2; locked++) {
+        if (locked)
+            pthread_mutex_lock(&log->vote_mutex);
+        (void)posix_fadvise(log->vote_fd, 0, 0, POSIX_FADV_DONTNEED);
+        int rc = 0;
+        for (int i = 0; i < 2 && rc != RAFTDIR_ENOMEM; i++) {
+            uint8_t *block = blocks + (size_t)i * SEGLOG_BLOCK_LEN;
+            rc = seglog_read_all("vote", log->vote_fd, block, SEGLOG_BLOCK_LEN, i * (off_t)SEGLOG_BLOCK_LEN, err);
+            if (rc) /* damage as good as any */
+                memset(block, 0, SEGLOG_BLOCK_LEN);
+        }
+        if (!locked)
+            pthread_mutex_lock(&log->vote_mutex);
+        for (int i = 0; i < 2; i++)
+            bad_r[i] = !slot_is_current(log, blocks + (size_t)i * SEGLOG_BLOCK_LEN);
+        pthread_mutex_unlock(&log->vote_mutex);
+        if (rc == RAFTDIR_ENOMEM)
+            return rc;
+        if (!bad_r[0] && !bad_r[1])
+            break;
+    }
+    return 0;
+}

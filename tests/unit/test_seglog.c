@@ -14,7 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "raftdir/seglog.h"
+#include "raftdir/seglog_internal.h"
 #include "support_certs.h"
 #include "support_disk.h"
 
@@ -30,8 +30,9 @@ struct model {
         uint64_t term, seed;
         uint32_t len;
     } at[ENTRIES_MAX]; /* by index */
-    uint64_t last;     /* 0: empty */
+    uint64_t last;     /* `base`: empty */
     uint64_t cut;      /* entries up to here may be gone */
+    uint64_t base;     /* where seglog_base made it begin */
     uint64_t term, voted_for;
 };
 static struct model acked, maybe; /* maybe: with the call that didn't return 0 */
@@ -87,9 +88,9 @@ static bool found_is(const struct seglog_found *f, const struct model *m)
 {
     if (f->term != m->term || f->voted_for != m->voted_for)
         return false;
-    if (!m->last)
-        return f->entries_n == 0;
-    if (!f->entries_n || f->first > m->cut + 1 || f->first + f->entries_n - 1 != m->last)
+    if (m->last == m->base)
+        return f->entries_n == 0 && f->first == m->base + 1;
+    if (!f->entries_n || f->first > m->cut + 1 || f->first <= m->base || f->first + f->entries_n - 1 != m->last)
         return false;
     for (size_t i = 0; i < f->entries_n; i++) {
         uint64_t index = f->first + i;
@@ -126,7 +127,7 @@ static int one_step(struct err *err)
         rc = seglog_vote(slog, maybe.term, maybe.voted_for, err);
         break;
     case 2:
-        if (acked.last) {
+        if (acked.last > acked.base) {
             uint64_t index = rnd((uint32_t)acked.last + 1);
             maybe.cut = acked.cut = index > acked.cut ? index : acked.cut;
             rc = seglog_cut(slog, index, err);
@@ -197,6 +198,14 @@ static unsigned life(uint64_t seed, unsigned steps, unsigned fail_at, int fail_e
     int rc = seglog_open_with(disk_dir, &me, &hooked, &slog, &found, &err);
     if (!rc)
         seglog_found_clear(&found);
+    if (!rc && seed % 2) { /* a log that begins after an image */
+        maybe.base = maybe.cut = maybe.last = 20 + rnd(20);
+        rc = seglog_base(slog, maybe.base, &err);
+        if (rc == RAFTDIR_ENOSPC && !disk.crashed)
+            rc = seglog_base(slog, maybe.base, &err);
+        if (!rc)
+            acked = maybe;
+    }
     for (unsigned i = 0; i < steps && !rc; i++)
         rc = one_step(&err);
     if (rc && !disk.failed)
@@ -625,6 +634,511 @@ static void cut_power(void **state)
     }
 }
 
+static void *voter(void *data); /* votes in terms 5..104 for 1 */
+
+/* --- A log that begins after an image --- */
+
+static void found_base(uint64_t base, const struct seglog_options *o)
+{
+    struct seglog_found found;
+    struct err err = {0};
+    if (seglog_open_with(disk_dir, &me, o, &slog, &found, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(found.first, base + 1);
+    assert_int_equal(found.entries_n, 0);
+    assert_int_equal(found.term, 7);
+    assert_int_equal(found.voted_for, 3);
+    seglog_found_clear(&found);
+}
+
+static void base_log(uint64_t base)
+{
+    disk_fresh();
+    rng = 9;
+    memset(&acked, 0, sizeof acked);
+    struct seglog_found found;
+    assert_int_equal(seglog_open_with(disk_dir, &me, &hooked, &slog, &found, NULL), 0);
+    seglog_found_clear(&found);
+    assert_int_equal(seglog_vote(slog, 7, 3, NULL), 0);
+    assert_int_equal(seglog_base(slog, base, NULL), 0);
+    acked.term = 7;
+    acked.voted_for = 3;
+    acked.base = acked.cut = acked.last = base;
+}
+
+static int write_one(uint64_t first)
+{
+    struct log_batch *b = batch_make(&maybe, first, 1, 10);
+    int rc = seglog_write(slog, b, NULL);
+    batches_free(b);
+    return rc;
+}
+
+/* seglog/base: from where on it takes entries, before and after a start; what else may be done with it. */
+static void base(void **state)
+{
+    (void)state;
+    for (int restarts = 0; restarts < 3; restarts++) {
+        base_log(999);
+        for (int i = 0; i < restarts; i++) {
+            seglog_close(&slog);
+            found_base(999, &hooked);
+        }
+        maybe = acked;
+        assert_int_equal(write_one(999), RAFTDIR_EINVAL);
+        assert_int_equal(write_one(1001), RAFTDIR_EINVAL);
+        assert_int_equal(write_one(1), RAFTDIR_EINVAL);
+        assert_int_equal(seglog_base(slog, 998, NULL), RAFTDIR_EINVAL);
+        assert_int_equal(seglog_base(slog, 999, NULL), 0); /* after an error the same call may be made again */
+        assert_int_equal(seglog_cut(slog, 5000, NULL), 0);
+        seglog_close(&slog);
+        found_base(999, &hooked);
+        maybe = acked;
+        assert_int_equal(write_one(1000), 0);
+        assert_int_equal(write_one(1001), 0);
+        assert_int_equal(write_one(1000), 0); /* another leader's */
+        assert_int_equal(write_one(999), RAFTDIR_EINVAL);
+        assert_int_equal(seglog_base(slog, 999, NULL), RAFTDIR_EINVAL);
+        acked = maybe;
+        acked.last = 1000;
+        seglog_close(&slog);
+        maybe = acked;
+        reopen(&hooked);
+        assert_int_equal(acked.last, 1000);
+        seglog_close(&slog);
+    }
+    /* From the beginning; beyond the end; where there is a log. */
+    base_log(0);
+    seglog_close(&slog);
+    found_base(0, &hooked);
+    maybe = acked;
+    assert_int_equal(write_one(2), RAFTDIR_EINVAL);
+    assert_int_equal(write_one(1), 0);
+    seglog_close(&slog);
+    small_log(1, false);
+    assert_int_equal(seglog_base(slog, 2, NULL), RAFTDIR_EINVAL);
+    assert_int_equal(seglog_base(slog, UINT64_MAX, NULL), RAFTDIR_EINVAL);
+    seglog_close(&slog);
+}
+
+/* seglog/base_flips: no changed bit of it makes a log that begins anywhere else. */
+static void base_flips(void **state)
+{
+    (void)state;
+    base_log(999);
+    size_t len;
+    disk.crashed = true; /* no seal by closing: the call's own has to do */
+    seglog_close(&slog);
+    disk.crashed = false;
+    uint8_t *p = file_get(SEGMENT_1, &len);
+    for (size_t at = 4096; at < 4096 + 64; at++) {
+        p[at] ^= (uint8_t)(1 << at % 8);
+        disk_file_put(SEGMENT_1, p, len);
+        p[at] ^= (uint8_t)(1 << at % 8);
+        char text[ERR_TEXT_LEN];
+        assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    }
+    memset(p + 4096, 0, 4096); /* not written at all */
+    disk_file_put(SEGMENT_1, p, len);
+    char text[ERR_TEXT_LEN];
+    assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    free(p);
+}
+
+/* seglog/base_torn: a write right behind it that never was whole takes nothing with it. */
+static void base_torn(void **state)
+{
+    (void)state;
+    static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
+    for (size_t n = 1; n <= 4096; n += 65) {
+        base_log(999);
+        maybe = acked;
+        assert_int_equal(write_one(1000), 0);
+        disk.crashed = true;
+        seglog_close(&slog);
+        size_t len;
+        uint8_t *p = file_get(SEGMENT_1, &len);
+        memset(p + 3 * 4096, 0, 47); /* 1: base, 2: seal, 3: the entry */
+        memset(p + 3 * 4096 + 47, 0xaa, n);
+        disk_file_put(SEGMENT_1, p, len);
+        free(p);
+        disk_reset();
+        found_base(999, &o);
+        maybe = acked;
+        assert_int_equal(write_one(1001), RAFTDIR_EINVAL);
+        assert_int_equal(write_one(1000), 0);
+        seglog_close(&slog);
+    }
+}
+
+/* A batch of no entries behind anything else is damage. */
+static void base_in_the_middle(void **state)
+{
+    (void)state;
+    small_log(2, false);
+    size_t len;
+    seglog_close(&slog); /* blocks: header, 2 frames, seal */
+    uint8_t *p = file_get(SEGMENT_1, &len);
+    uint64_t salt = seglog_get_u64(p + 64);
+    struct log_batch b = {.first = 5};
+    seglog_payload_put(p + 4 * 4096 + 48, &b);
+    struct seglog_frame_header h = {.batches = 1, .len = 16, .seq = 4, .durable_seq = 3, .payload_sum = seglog_sum(p + 4 * 4096 + 48, 16, salt)};
+    seglog_frame_header_put(p + 4 * 4096, &h, salt);
+    disk_file_put(SEGMENT_1, p, len);
+    char text[ERR_TEXT_LEN];
+    assert_int_equal(open_code(&me, text), RAFTDIR_ECORRUPT);
+    free(p);
+}
+
+/* seglog/cut_across_an_empty_segment: a start on a full disk left one that took nothing; the log is cut all the same. */
+static int no_room(void *data, int fd, off_t len)
+{
+    (void)data, (void)fd, (void)len;
+    errno = ENOSPC;
+    return -1;
+}
+
+static void cut_across_an_empty_segment(void **state)
+{
+    (void)state;
+    static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
+    struct seglog_io io = seglog_io_system;
+    io.fallocate = no_room;
+    const struct seglog_options full = {.segment_len = SEGMENT_LEN, .io = &io};
+    char path[512];
+    small_log(16, false); /* the last one is segment 2's */
+    seglog_close(&slog);
+    disk_path(path, "00000000000000000002.seg");
+    assert_int_equal(truncate(path, 4096), 0);
+    acked.last -= 2;
+    maybe = acked;
+    reopen(&full);
+    seglog_close(&slog);
+    reopen(&o); /* there is room again: that segment is used */
+    seglog_close(&slog);
+    assert_int_equal(truncate(path, 4096), 0);
+    reopen(&full);
+    struct seglog *l = slog;
+    l->io.fallocate = seglog_io_system.fallocate; /* room, but the segment has stayed as it is */
+    for (int i = 0; i < 40; i++)
+        assert_int_equal(write_one(maybe.last + 1), 0);
+    acked = maybe;
+    assert_int_equal(seglog_cut(slog, acked.last - 1, NULL), 0);
+    acked.cut = acked.last - 1;
+    for (int i = 1; i <= 3; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "%020d.seg", i);
+        disk_path(path, name);
+        assert_int_equal(access(path, F_OK), -1);
+    }
+    seglog_close(&slog);
+    maybe = acked;
+    reopen(&o);
+    seglog_close(&slog);
+}
+
+/* seglog/almost_nothing_left: everything that can be cut is; what is left says where it begins and ends, as often as it is opened. */
+static void almost_nothing_left(void **state)
+{
+    (void)state;
+    static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
+    for (unsigned frames = 13; frames < 48; frames++) { /* the newest segment is anything from full to a single frame */
+        small_log(frames, false);
+        for (int i = 0; i < 3; i++) {
+            assert_int_equal(seglog_cut(slog, acked.last + 10, NULL), 0); /* may be asked for more than there is */
+            assert_true(slog->segments_n == 1);
+            seglog_close(&slog);
+            struct seglog_found found;
+            assert_int_equal(seglog_open_with(disk_dir, &me, &o, &slog, &found, NULL), 0);
+            acked.cut = acked.last;
+            assert_true(found.entries_n > 0 && found_is(&found, &acked));
+            seglog_found_clear(&found);
+        }
+        maybe = acked;
+        assert_int_equal(write_one(acked.last + 2), RAFTDIR_EINVAL);
+        maybe.last = acked.last;
+        assert_int_equal(write_one(acked.last + 1), 0);
+        seglog_close(&slog);
+    }
+}
+
+/* --- The scrub --- */
+
+struct heard {
+    unsigned told, asked, stop_at;
+    char text[ERR_TEXT_LEN];
+    uint64_t len;
+};
+
+static void on_problem(void *data, const char *text)
+{
+    struct heard *h = data;
+    h->told++;
+    snprintf(h->text, sizeof h->text, "%s", text);
+}
+
+static bool on_stop(void *data)
+{
+    struct heard *h = data;
+    return ++h->asked == h->stop_at;
+}
+
+static void on_progress(void *data, uint64_t len)
+{
+    struct heard *h = data;
+    assert_true(len > h->len);
+    h->len = len;
+}
+
+static uint64_t scrub(struct heard *h)
+{
+    struct seglog_scrub_cb cb = {.data = h, .problem = on_problem, .stop = on_stop, .progress = on_progress};
+    uint64_t problems;
+    struct err err = {0};
+    memset(h, 0, sizeof *h);
+    int rc = seglog_scrub(slog, &cb, &problems, &err);
+    if (rc)
+        fail_msg("scrub: %s: %s", err_name(rc), err.text);
+    assert_int_equal(problems, h->told);
+    return problems;
+}
+
+static void byte_flip(const char *name, size_t at, uint8_t bit)
+{
+    char path[512];
+    uint8_t v;
+    disk_path(path, name);
+    int fd = open(path, O_RDWR);
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &v, 1, (off_t)at), 1);
+    v ^= bit;
+    assert_int_equal(pwrite(fd, &v, 1, (off_t)at), 1);
+    close(fd);
+}
+
+/* seglog/scrub_flips: every byte that carries something, in old and new segments, under an open log: found, and as one problem. */
+static void scrub_flips(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        size_t at, len;
+        bool harmless;
+    } parts[] = {
+        {SEGMENT_1, 0, 80, false},                         /* headers of segments */
+        {"00000000000000000002.seg", 0, 80, false},
+        {"00000000000000000003.seg", 0, 80, false},
+        {SEGMENT_1, 4096, 48 + 16 + 2 * 16, false},        /* frames: the first, one within, the last; headers, batch, entries' headers */
+        {SEGMENT_1, 7 * 4096, 48 + 16 + 16, false},
+        {SEGMENT_1, 15 * 4096, 48 + 16 + 16, false},
+        {"00000000000000000002.seg", 4096, 48 + 16 + 16, false},
+        {"00000000000000000003.seg", 4096, 48 + 16 + 16, false},
+        {"00000000000000000003.seg", 5 * 4096, 48 + 16 + 16, false}, /* the newest frame */
+        {"vote", 0, 80, false},
+        {"vote", 4096, 80, false},
+        {SEGMENT_1, 80, 40, true},
+        {SEGMENT_1, 2 * 4096 - 40, 40, true},
+        {"00000000000000000003.seg", 6 * 4096, 100, true}, /* not written yet */
+        {"vote", 80, 40, true},
+    };
+    struct heard h;
+    small_log(35, false);
+    assert_int_equal(slog->segments_n, 3);
+    assert_int_equal(scrub(&h), 0);
+    assert_true(h.asked >= 3 && h.len == 3 * SEGMENT_LEN);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        for (size_t at = parts[i].at; at < parts[i].at + parts[i].len; at++) {
+            uint8_t bit = (uint8_t)(1u << rnd(8));
+            byte_flip(parts[i].name, at, bit);
+            uint64_t n = scrub(&h);
+            if (n != !parts[i].harmless)
+                fail_msg("byte %zu of %s: %u problems: %s", at, parts[i].name, h.told, h.text);
+            if (n && !strstr(h.text, parts[i].name))
+                fail_msg("byte %zu of %s: told as %s", at, parts[i].name, h.text);
+            byte_flip(parts[i].name, at, bit);
+        }
+    }
+    assert_int_equal(scrub(&h), 0);
+    /* Every entry's bytes. */
+    for (unsigned frame = 0; frame < 35; frame++) {
+        char name[40];
+        snprintf(name, sizeof name, "%020u.seg", frame / 15 + 1);
+        size_t at = 4096 * (1 + frame % 15) + 48 + 16 + 16 + rnd(10);
+        byte_flip(name, at, 1);
+        if (scrub(&h) != 1)
+            fail_msg("frame %u: %u problems", frame + 1, h.told);
+        byte_flip(name, at, 1);
+    }
+    /* Several at once: each is told. */
+    byte_flip(SEGMENT_1, 4096 + 5, 1);
+    byte_flip(SEGMENT_1, 9 * 4096 + 5, 1);
+    byte_flip("00000000000000000003.seg", 5 * 4096 + 70, 1);
+    byte_flip("vote", 20, 1);
+    assert_int_equal(scrub(&h), 4);
+    seglog_close(&slog);
+}
+
+/* seglog/scrub_missing: files and parts of them that are gone, or aren't what they were. */
+static void scrub_missing(void **state)
+{
+    (void)state;
+    static const char *const names[] = {SEGMENT_1, "00000000000000000002.seg", "00000000000000000003.seg"};
+    struct heard h;
+    char path[512], other[512];
+    size_t len;
+    for (int i = 0; i < 3; i++) {
+        small_log(35, false);
+        disk_path(path, names[i]);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(scrub(&h), 1);
+        assert_non_null(strstr(h.text, "is missing"));
+        seglog_close(&slog);
+
+        small_log(35, false); /* an end that was durable, and is zeros now */
+        disk_path(path, names[i]);
+        uint8_t *p = file_get(names[i], &len);
+        memset(p + (i == 2 ? 5 : 15) * 4096, 0, 4096);
+        disk_file_put(names[i], p, len);
+        if (scrub(&h) != 1)
+            fail_msg("%s: its end: %u: %s", names[i], h.told, h.text);
+        assert_int_equal(truncate(path, 3 * 4096), 0);
+        assert_int_equal(scrub(&h), 1);
+        assert_int_equal(truncate(path, 100), 0);
+        assert_true(scrub(&h) >= 1);
+        assert_int_equal(truncate(path, 0), 0);
+        assert_true(scrub(&h) >= 1);
+        free(p);
+        seglog_close(&slog);
+    }
+    small_log(35, false); /* another segment in its place */
+    disk_path(path, names[0]);
+    disk_path(other, names[1]);
+    uint8_t *p = file_get(names[1], &len);
+    disk_file_put(names[0], p, len);
+    assert_int_equal(scrub(&h), 1);
+    assert_non_null(strstr(h.text, "calls itself segment 2"));
+    free(p);
+    seglog_close(&slog);
+    small_log(3, false); /* a write that the disk had acknowledged and never did: a copy of the vote */
+    p = file_get("vote", &len);
+    assert_int_equal(seglog_vote(slog, 9, 1, NULL), 0);
+    size_t len_new;
+    uint8_t *new = file_get("vote", &len_new);
+    memcpy(new + 4096, p + 4096, 4096);
+    disk_file_put("vote", new, len_new);
+    assert_int_equal(scrub(&h), 1);
+    assert_non_null(strstr(h.text, "copy 2 of term and vote"));
+    disk_file_put("vote", p, 4096);
+    assert_int_equal(scrub(&h), 2);
+    free(new);
+    free(p);
+    seglog_close(&slog);
+}
+
+/* seglog/scrub_any_log: nothing is found where there is nothing, whatever the log went through; it can be stopped anywhere. */
+static void scrub_any_log(void **state)
+{
+    (void)state;
+    struct heard h;
+    disk_fresh();
+    struct seglog_found found;
+    assert_int_equal(seglog_open(disk_dir, &me, &slog, &found, NULL), 0);
+    assert_int_equal(scrub(&h), 0);
+    assert_int_equal(seglog_vote(slog, 2, 1, NULL), 0);
+    assert_int_equal(seglog_base(slog, 50, NULL), 0);
+    assert_int_equal(scrub(&h), 0);
+    seglog_close(&slog);
+    for (uint64_t seed = 200; seed < 212; seed++) {
+        life(seed, 60, 0, 0);
+        maybe = acked;
+        reopen(&hooked);
+        struct err err = {0};
+        for (int i = 0; i < 20; i++) {
+            assert_int_equal(one_step(&err), 0);
+            if (scrub(&h))
+                fail_msg("seed %llu: %s", (unsigned long long)seed, h.text);
+        }
+        seglog_close(&slog);
+    }
+    small_log(35, false);
+    struct seglog_scrub_cb cb = {.data = &h, .stop = on_stop};
+    uint64_t problems;
+    for (unsigned at = 1; at <= 3; at++) {
+        memset(&h, 0, sizeof h);
+        h.stop_at = at;
+        assert_int_equal(seglog_scrub(slog, &cb, &problems, NULL), RAFTDIR_ECANCELED);
+    }
+    byte_flip(SEGMENT_1, 4096, 1);
+    struct seglog_scrub_cb none = {0};
+    assert_int_equal(seglog_scrub(slog, &none, &problems, NULL), 0);
+    assert_int_equal(problems, 1);
+    seglog_close(&slog);
+}
+
+/* seglog/scrub_beside_write: never a false alarm, whatever is written, cut and voted meanwhile. */
+static int no_sync(void *data, int fd)
+{
+    (void)data, (void)fd;
+    return 0;
+}
+
+static _Atomic bool writer_done;
+static void *writer(void *data)
+{
+    (void)data;
+    for (int i = 0; i < 1500; i++) {
+        uint64_t first = acked.last > acked.cut && i % 5 == 0 ? acked.last : acked.last + 1;
+        struct log_batch *b = batch_make(&acked, first, 1 + (unsigned)i % 3, i % 7 ? 300 : 6000);
+        int rc = seglog_write(slog, b, NULL);
+        batches_free(b);
+        if (rc == 0 && i % 40 == 39) {
+            acked.cut = acked.last - 5;
+            rc = seglog_cut(slog, acked.cut, NULL);
+        }
+        if (rc) {
+            atomic_store(&writer_done, true);
+            return (void *)1;
+        }
+    }
+    atomic_store(&writer_done, true);
+    return NULL;
+}
+
+static void scrub_beside_write(void **state)
+{
+    (void)state;
+    struct seglog_io io = seglog_io_system;
+    io.fsync = io.fdatasync = no_sync; /* many more meetings a second */
+    const struct seglog_options o = {.segment_len = SEGMENT_LEN, .io = &io};
+    small_log(20, true);
+    maybe = acked;
+    reopen(&o);
+    pthread_t w, v;
+    struct heard h;
+    unsigned rounds = 0;
+    atomic_store(&writer_done, false);
+    assert_int_equal(pthread_create(&w, NULL, writer, NULL), 0);
+    assert_int_equal(pthread_create(&v, NULL, voter, NULL), 0);
+    while (!atomic_load(&writer_done)) {
+        if (scrub(&h))
+            fail_msg("a false alarm: %s", h.text);
+        rounds++;
+    }
+    void *rc;
+    pthread_join(w, &rc);
+    assert_null(rc);
+    pthread_join(v, &rc);
+    assert_null(rc);
+    printf("%u scrubs beside %llu entries, %zu segments at the end\n", rounds, (unsigned long long)acked.last, slog->segments_n);
+    assert_true(rounds > 5);
+    seglog_close(&slog);
+    acked.term = 104;
+    acked.voted_for = 1;
+    maybe = acked;
+    reopen(NULL);
+    seglog_close(&slog);
+}
+
 static void *voter(void *data)
 {
     (void)data;
@@ -674,6 +1188,9 @@ int main(void)
         cmocka_unit_test(flips),        cmocka_unit_test(flips_after_close), cmocka_unit_test(foreign),         cmocka_unit_test(missing_files),
         cmocka_unit_test(torn_tail_is_gone), cmocka_unit_test(vote_repair), cmocka_unit_test(cut_power),
         cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
+        cmocka_unit_test(base),         cmocka_unit_test(base_flips),        cmocka_unit_test(base_torn),       cmocka_unit_test(base_in_the_middle),
+        cmocka_unit_test(cut_across_an_empty_segment), cmocka_unit_test(almost_nothing_left),
+        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write),
     };
     return cmocka_run_group_tests_name("seglog", tests, NULL, teardown);
 }
