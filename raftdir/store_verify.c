@@ -158,11 +158,12 @@ static int check_mailbox(struct scrub *s, const MDB_val *k, const MDB_val *v)
     }
     size_t len = name_from_key(k->mv_data, k->mv_size, name);
     snprintf(whose, sizeof whose, "mailbox \"%s\"", name);
-    record_digest_add(&s->digest, TABLE_MAILBOX, k->mv_data, k->mv_size, v->mv_data, v->mv_size);
     if (record_decode(k->mv_data, k->mv_size, v->mv_data, v->mv_size, &r, &err)) {
         problem(s, "%s: %s", whose, err.text);
         return 0;
     }
+    /* Only now: the length of what doesn't decode may be anything, and lead beyond the file. */
+    record_digest_add(&s->digest, TABLE_MAILBOX, k->mv_data, k->mv_size, v->mv_data, v->mv_size);
     if (name_check(name, len, &err))
         problem(s, "%s: %s", whose, err.text);
     s->active += r.state == STORE_ACTIVE;
@@ -202,7 +203,6 @@ static int check_store(struct scrub *s, const MDB_val *k, const MDB_val *v)
     struct err err = {0};
     struct record_store store;
     char whose[64];
-    record_digest_add(&s->digest, TABLE_STORES, k->mv_data, k->mv_size, v->mv_data, v->mv_size);
     if (k->mv_size != 8) {
         problem(s, "table stores has a key of %zu bytes", k->mv_size);
         return 0;
@@ -214,6 +214,7 @@ static int check_store(struct scrub *s, const MDB_val *k, const MDB_val *v)
         problem(s, "%s: %s", whose, err.text);
         return 0;
     }
+    record_digest_add(&s->digest, TABLE_STORES, k->mv_data, k->mv_size, v->mv_data, v->mv_size);
     for (unsigned i = 0; i < store.slots_n; i++) {
         const struct record_slot *slot = &store.slot[i];
         uint8_t key[8 + PARTITION_LEN_MAX], id_key[9], name_key[STORE_KEY_MAX], id[8];
@@ -258,7 +259,6 @@ static int check_server(struct scrub *s, const MDB_val *k, const MDB_val *v)
     if (key[0] == 'n' || key[0] == 'h')
         return 0; /* counted against the 'i' rows */
     s->want[TABLE_SERVERS]++;
-    record_digest_add(&s->digest, TABLE_SERVERS, k->mv_data, k->mv_size, v->mv_data, v->mv_size);
     if (key[0] != 'i' || k->mv_size != 9) {
         problem(s, "table servers has a malformed key");
         return 0;
@@ -267,6 +267,7 @@ static int check_server(struct scrub *s, const MDB_val *k, const MDB_val *v)
         problem(s, "server %llu: %s", (unsigned long long)get_be64(key + 1), err.text);
         return 0;
     }
+    record_digest_add(&s->digest, TABLE_SERVERS, k->mv_data, k->mv_size, v->mv_data, v->mv_size);
     if (get_be64(key + 1) > s->txn->state.server_id_max)
         problem(s, "server \"%.*s\" has an id that wasn't given yet", (int)name.len, name.s);
     uint8_t name_key[STORE_KEY_MAX];
@@ -447,6 +448,7 @@ static int check_count(struct scrub *s, enum store_table table, int (*row)(struc
     if (rc || have == s->want[table])
         return rc;
     uint64_t before = s->problems;
+    s->total += have; /* once more */
     rc = walk(s, table, row);
     if (!rc && s->problems == before && have > s->want[table])
         problem(s, "table %s has %llu rows instead of %llu", store_table_name(table), (unsigned long long)have, (unsigned long long)s->want[table]);
