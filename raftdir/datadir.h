@@ -2,7 +2,7 @@
  *
  *   lock       held (flock) while a daemon runs
  *   IDENTITY   text, checksummed, replaced atomically: the node's UUID and, once it is part of a cluster, which, as whom, and whom to talk to first
- *   CURRENT -> gen-N/{state,log}   a symbolic link. Other gen-* (a number, nothing else) are what an image is staged in, or what is left of one: removed
+ *   CURRENT -> gen-N/{state,log}   a symbolic link; gen-N/FAILED: why this one is not to be used. Other gen-* (a number, nothing else) are what an image is staged in, or what is left of one: removed
  *              by datadir_clean at the next start. CURRENT.tmp, IDENTITY.tmp: unfinished
  *
  * Invariant: gen-N belongs to the node only if IDENTITY names a cluster, which is written last, when everything in gen-N is durable. So whatever
@@ -59,6 +59,10 @@ int datadir_clean(struct datadir *d, struct err *err);
 /* For a member that is to start anew, as somebody else, also when what it had is damaged or missing: a new UUID and no cluster in IDENTITY (durable first), then
  * all generations are removed. After an error datadir_identity tells how far it came; datadir_prepare removes the rest. */
 int datadir_reset(struct datadir *d, struct err *err);
+
+/* The current log or state was found to be wrong: kept until it is replaced (an image, datadir_reset), so that a restart doesn't serve it again. */
+int datadir_failure_set(struct datadir *d, const char *why, struct err *err);
+int datadir_failure_get(struct datadir *d, char *why_r, size_t size, struct err *err); /* RAFTDIR_ENOTFOUND: there is none */
 
 /* Tests only: called before each step that a crash could fall before; not 0: stop there, as a crash would. */
 extern int (*datadir_step_hook)(const char *step);

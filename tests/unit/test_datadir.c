@@ -595,6 +595,39 @@ static void test_crash_at_each_step_of_a_swap(void **state)
     assert_true(was_new && n > 10);
 }
 
+/* What was found wrong stays so, and goes with the generation that it is about. */
+static void test_failure_is_kept(void **state)
+{
+    (void)state;
+    char why[128];
+    struct datadir *d = open_member();
+    assert_int_equal(datadir_failure_get(d, why, sizeof why, &err), RAFTDIR_ENOTFOUND);
+    fsync_fails_at = 1;
+    assert_int_equal(datadir_failure_set(d, "never durable", &err), RAFTDIR_EIO);
+    fsync_fails_at = 0;
+    assert_int_equal(datadir_failure_get(d, why, sizeof why, &err), RAFTDIR_ENOTFOUND);
+    synced_n = 0;
+    assert_int_equal(datadir_failure_set(d, "the digest differs at index 1024", &err), 0);
+    assert_int_equal(synced_n, 2); /* the file, then its name */
+    assert_non_null(strstr(synced[0], "FAILED"));
+    assert_non_null(strstr(synced[1], "gen-1"));
+    datadir_close(&d);
+    d = open_ok();
+    assert_int_equal(datadir_failure_get(d, why, sizeof why, &err), 0);
+    assert_string_equal(why, "the digest differs at index 1024");
+    assert_int_equal(datadir_failure_get(d, why, 5, &err), 0);
+    assert_string_equal(why, "the ");
+    assert_int_equal(stage_filled(d, 2), 0);
+    assert_int_equal(datadir_failure_get(d, why, sizeof why, &err), 0);
+    assert_int_equal(datadir_swap(d, &err), 0);
+    assert_int_equal(datadir_failure_get(d, why, sizeof why, &err), RAFTDIR_ENOTFOUND);
+    assert_int_equal(datadir_failure_set(d, "again", &err), 0);
+    assert_int_equal(datadir_reset(d, &err), 0);
+    assert_int_equal(datadir_prepare(d, &err), 0);
+    assert_int_equal(datadir_failure_get(d, why, sizeof why, &err), RAFTDIR_ENOTFOUND);
+    datadir_close(&d);
+}
+
 /* Either still the member, with everything, or a new node; never a member without its log, nor the old identity without its cluster. */
 static void test_crash_at_each_step_of_a_reset(void **state)
 {
@@ -763,7 +796,7 @@ int main(void)
         cmocka_unit_test_setup(test_stage_and_swap, setup),             cmocka_unit_test_setup(test_clean, setup),
         cmocka_unit_test_setup(test_incomplete_stage, setup),           cmocka_unit_test_setup(test_swap_syncs, setup),
         cmocka_unit_test_setup(test_crash_at_each_step_of_a_swap, setup),
-        cmocka_unit_test_setup(test_crash_at_each_step_of_a_reset, setup),
+        cmocka_unit_test_setup(test_crash_at_each_step_of_a_reset, setup), cmocka_unit_test_setup(test_failure_is_kept, setup),
         cmocka_unit_test_setup(test_damaged_member_is_reset, setup),    cmocka_unit_test_setup(test_join_wants_a_prepared_directory, setup),
         cmocka_unit_test_setup(test_clean_beside_others, setup),
     };
