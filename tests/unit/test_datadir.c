@@ -358,7 +358,7 @@ static void test_members_that_cannot_be_written(void **state)
 
 static bool exists(const char *name)
 {
-    char path[256];
+    char path[1024];
     struct stat st;
     snprintf(path, sizeof path, "%s/%s", dir, name);
     return lstat(path, &st) == 0;
