@@ -77,7 +77,7 @@
 /* Images. */
 #define IMAGE_CHUNK_LEN (256u << 10)    /* rows' bytes in one chunk; the longest row of any table is about half of it (image_read.c) */
 #define IMAGE_FRAME_LEN_MAX (1u << 20)
-#define IMAGE_COMMIT_LEN (16u << 20)    /* the staged state is committed and flushed after so many bytes of rows: bounds memory and what a full disk takes back */
+#define IMAGE_COMMIT_LEN (4u << 20)     /* the staged state is committed and flushed after so many bytes of rows: bounds memory, what a full disk takes back, and how long a log on the same disk waits (bench_image) */
 #define IMAGE_PIN_GROWTH_MAX (1ull << 30) /* the state may grow by this much while a transfer pins its pages */
 #define IMAGE_PIN_KEEP_MS 30000         /* a sender keeps the pin for a receiver whose connection broke */
 #define IMAGE_SENDS_MAX 2               /* at one node at a time */
