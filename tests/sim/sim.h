@@ -96,7 +96,7 @@ struct sim_config {
     uint64_t log_keep_len, log_hold_len_max, log_unapplied_len_max;
     unsigned segment_entries;          /* the durable log is cut in steps of so many entries */
     unsigned cut_put_off;              /* chance that a cut is put off */
-    unsigned image_ms;                 /* for a frame of an image, at most */
+    unsigned image_ms;                 /* for an image, at most */
     unsigned image_break, image_damage; /* chance that a connection breaks at a frame, that a frame arrives damaged */
     bool rot;                          /* a member's state may come to differ from the others' */
     bool disk_loss;                    /* a member may lose its disk */
@@ -279,6 +279,7 @@ struct sim_world {
     struct sim_log graves[IDS_MAX]; /* the logs of wiped members */
     bool given[IDS_MAX];            /* the id was a member's */
     uint64_t id_max;
+    uint64_t fetched_at;      /* when an image was fetched last */
     uint64_t wrong_leader_at; /* when a member whose state differs led last */
 };
 extern struct sim_world sim;

@@ -164,6 +164,17 @@ static void ask(struct sim_node *at, const Raftdir__Cluster__MemberRequest *requ
     node_leave(at);
 }
 
+/* A member's state differs, or is about to, or its disk is lost. */
+static bool in_trouble(void)
+{
+    for (unsigned i = 0; i < sim.config.slots; i++) {
+        const struct sim_node *n = &sim.nodes[i];
+        if (n->state != SLOT_SPARE && (n->rotting || n->differs || n->condemned || n->lost))
+            return true;
+    }
+    return false;
+}
+
 static void change(struct event *ev)
 {
     (void)ev;
@@ -185,7 +196,7 @@ static void change(struct event *ev)
     for (unsigned i = 0; i < conf.n; i++)
         if (conf.servers[i].id == about->id)
             server = &conf.servers[i];
-    bool quiet = sim.hurting || admin_repairing(); /* nobody takes a member out while another is in trouble */
+    bool quiet = sim.hurting || in_trouble(); /* nobody takes a member out while another is in trouble */
     bool growing = voters < sim.config.voters && !(sim.config.churn && voters > 1 && chance(500)); /* towards the size that the seed wants */
     if (about->state == SLOT_SPARE || about->state == SLOT_ADDING) {
         if (conf.n && (growing || chance(600)) && sim.id_max < IDS_MAX - 8) {
@@ -234,8 +245,6 @@ bool admin_may_hurt(void)
     unsigned voters = 0;
     for (unsigned i = 0; i < sim.config.slots; i++) {
         const struct sim_node *n = &sim.nodes[i];
-        if (n->state != SLOT_SPARE && (n->rotting || n->differs || n->condemned || n->lost))
-            return false;
         for (uint64_t k = log_last(&n->disk.log); k > check_committed(); k--)
             if (k > n->disk.log.base && log_at(&n->disk.log, k)->type == RAFT_CHANGE)
                 return false;
@@ -247,7 +256,7 @@ bool admin_may_hurt(void)
     for (unsigned i = 0; i < conf.n; i++)
         voters += conf.servers[i].role == RAFT_VOTER;
     raft_configuration_close(&conf);
-    return voters >= 3;
+    return voters >= 3 && !in_trouble();
 }
 
 /* A member that is beyond repair is removed; then its machine is wiped (`admin_sweep`), and may come back as another. Asked until it is done. */

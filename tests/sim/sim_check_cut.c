@@ -31,11 +31,10 @@ void check_boot_log(const struct sim_node *n, uint64_t applied)
 /* Somebody fetches an image, or did a while ago and may be catching up still: others may keep more for it. */
 static bool anybody_fetches(void)
 {
-    static uint64_t last;
     for (unsigned i = 0; i < sim.config.slots; i++)
         if (sim.nodes[i].fetch)
-            last = sim.now;
-    return last && sim.now <= last + HOLD_MS;
+            return true;
+    return sim.fetched_at && sim.now <= sim.fetched_at + HOLD_MS;
 }
 
 static uint64_t entry_size(const struct sim_node *n, uint64_t index)

@@ -40,7 +40,7 @@ void fault_config(void)
     image_commit_len = chance(500) ? rnd_in(1, 50000) : IMAGE_COMMIT_LEN;
     c->segment_entries = chance(300) ? 1 : rnd_in(2, 40);
     c->cut_put_off = rnd_in(0, 600);
-    c->image_ms = chance(700) ? rnd_in(1, 10) : rnd_in(10, 60);
+    c->image_ms = chance(700) ? rnd_in(20, 600) : rnd_in(600, 4000);
     if (profile == PROFILE_CALM) {
         c->admin_min_ms = 500;
         c->admin_max_ms = 5000;
@@ -60,8 +60,8 @@ void fault_config(void)
     c->admin_max_ms = chaos ? 1500 : 5000;
     c->image_break = chance(700) ? rnd_in(0, chaos ? 60 : 20) : 0;
     c->image_damage = chance(300) ? rnd_in(1, 10) : 0;
-    c->rot = chance(150);
-    c->disk_loss = !c->rot && chance(250);
+    c->rot = chance(150) || planted(PLANT_UNSEEN_ROT);
+    c->disk_loss = !c->rot && (chance(250) || planted(PLANT_CLONE));
     c->reply_loss = rnd_in(0, chaos ? 100 : 30);
     c->churn = chance(chaos ? 300 : 100);
     if (c->churn) {

@@ -20,6 +20,7 @@ struct sim_fetch {
     struct sim_node *from;
     uint64_t from_id, pin;
     bool connected;
+    unsigned duration_ms; /* of the whole transfer */
     bool damaged; /* a frame was, and perhaps not one with a checksum of its own */
     struct image_reader *reader; /* the sender's; NULL: it has nothing for us any more */
     struct image_writer *writer;
@@ -33,6 +34,12 @@ static void step(struct event *ev);
 static void later(struct sim_node *n, uint64_t delay, void (*run)(struct event *))
 {
     event_post(delay, run, NULL, n, NULL, n->fetch->number);
+}
+
+/* As long as these rows take. */
+static uint64_t rows_ms(const struct sim_fetch *f, uint64_t rows)
+{
+    return f->progress.rows_total ? rows * f->duration_ms / f->progress.rows_total + 1 : 1;
 }
 
 /* The fetch that the event is about is still going on. */
@@ -67,6 +74,7 @@ void image_fetch_drop(struct sim_node *n)
 {
     if (!n->fetch)
         return;
+    sim.fetched_at = sim.now;
     forget_sender(n->fetch);
     forget_staged(n->fetch);
     free(n->fetch);
@@ -175,7 +183,7 @@ static void connect(struct event *ev)
         TRACE("image: %" PRIu64 " goes on at member %" PRIu64, n->id, f->from_id);
         f->connected = true;
         if (header(n))
-            later(n, rnd_in(1, sim.config.image_ms), step);
+            later(n, rnd_in(1, 10), step);
         return;
     }
     forget_sender(f);
@@ -188,6 +196,7 @@ static void connect(struct event *ev)
     struct store_options options = {.map_len = SIM_MAP_LEN, .no_sync = true};
     apply_stage(n, f->dir);
     f->damaged = false;
+    f->duration_ms = rnd_in(10, sim.config.image_ms);
     f->from = from;
     f->from_id = from->id;
     f->pin = rnd();
@@ -201,7 +210,7 @@ static void connect(struct event *ev)
     uint64_t index = image_reader_index(f->reader);
     if (!header(n))
         return;
-    later(n, rnd_in(1, sim.config.image_ms), step);
+    later(n, rnd_in(1, 10), step);
     fetching(n, index); /* last: the node may die of it */
 }
 
@@ -248,7 +257,7 @@ static void complete(struct sim_node *n)
     if (rc)
         sim_violation("image", "member %" PRIu64 " got a bad image from member %" PRIu64 ": %s", n->id, f->from_id, err.text);
     forget_sender(f);
-    later(n, rnd_in(1, 20 * sim.config.image_ms), finished);
+    later(n, rnd_in(1, sim.config.image_ms / 2), finished);
 }
 
 static void step(struct event *ev)
@@ -275,11 +284,12 @@ static void step(struct event *ev)
         sim_violation("image", "member %" PRIu64 " can't go on with its image: %s", f->from_id, err.text);
     if (!take(n, frame, len))
         return;
+    uint64_t before = f->progress.rows;
     image_writer_progress(f->writer, &f->progress);
     if (f->progress.complete)
         complete(n);
     else
-        later(n, rnd_in(1, sim.config.image_ms) + (f->from->disk.slow_until > sim.now ? rnd_in(0, 50) : 0), step);
+        later(n, rows_ms(f, f->progress.rows - (f->progress.rows > before ? before : 0)) + (f->from->disk.slow_until > sim.now ? rnd_in(0, 50) : 0), step);
 }
 
 void image_wanted(struct sim_node *n, uint64_t index)

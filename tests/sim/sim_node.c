@@ -266,6 +266,8 @@ static void sync_now(struct event *ev)
 {
     if (!ev->node->failed)
         apply_sync(ev->node);
+    if (planted(PLANT_IMAGE_OLD) && ev->node->slot == 1)
+        image_wanted(ev->node, 1);
     sync_later(ev->node);
 }
 
