@@ -232,10 +232,6 @@ static uint64_t trim_to(struct node *n)
     uint64_t len = n->log_bytes, left = n->log_n;
 
     n->trim_waits = false;
-    if (limit > n->meta.applied_index) { /* apply has told of it before it is synced; all the same */
-        limit = n->meta.applied_index;
-        n->trim_waits = true;
-    }
     if (n->log_bytes < n->options.log_hold_len_max && held <= limit) {
         limit = held - 1; /* the core sends from an index on whose predecessor's term it knows: that of the image's last entry */
         n->trim_waits = true;
@@ -279,9 +275,13 @@ static void trim(struct node *n)
     raft_index first, last;
 
     n->trim_ms = n->now;
+    if (n->synced.index > n->meta.applied_index) { /* its batch hasn't been told yet */
+        n->trim_waits = true;
+        return;
+    }
     uint64_t cut = trim_to(n);
     /* The core takes each state once, and only one that its trail still reaches. */
-    if (cut < n->log_first || n->synced.index > n->meta.applied_index || n->synced.index <= n->raft->trail.snapshot.index || !node_entry(n, n->synced.index))
+    if (cut < n->log_first || n->synced.index <= n->raft->trail.snapshot.index || !node_entry(n, n->synced.index))
         return;
     assert(n->synced.index - cut <= UINT_MAX && cut <= n->apply_sent && cut <= n->raft->last_stored);
     if (!guard_configuration_valid(b.base, b.len)) {

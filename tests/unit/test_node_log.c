@@ -132,6 +132,28 @@ static void the_log_is_cut_by_length(void **state)
     }
 }
 
+/* Told of a sync before it is told of the batch. */
+static void a_sync_waits_for_its_batch(void **state)
+{
+    (void)state;
+    W.sync_every = 0;
+    three();
+    int l = leader(), f = l % 3 + 1;
+    writes(l, KEEP);
+    W.nodes[f].stalled = true;
+    writes(l, 2 * KEEP);
+    struct world_node *n = &W.nodes[f];
+    struct node_synced s = {.index = status(f).commit_index, .term = status(f).term, .configuration_index = n->meta.configuration_index,
+                            .configuration = n->conf, .configuration_len = n->conf_len};
+    n->synced = s.index;
+    node_synced(n->node, W.now, &s);
+    run(W.now + 2000);
+    assert_int_equal(status(f).log_first, 1);
+    n->stalled = false;
+    run(W.now + 2000);
+    assert_int_equal(status(f).log_first, status(f).last_index - KEEP + 1);
+}
+
 /* Nothing goes that isn't in a synced state: a crash leaves a state and a log that meet. */
 static void nothing_goes_before_it_is_synced(void **state)
 {
@@ -367,6 +389,63 @@ static void manifests_of_others_are_nothing(void **state)
 
 /* --- What is held -------------------------------------------------------------------------------------------------------------- */
 
+/* To the entry: the leader sends what comes after an index whose term it knows. */
+static void what_is_held_is_just_enough(void **state)
+{
+    (void)state;
+    struct image image;
+    int l, f, o;
+    lagging(&l, &f, &o);
+    run(W.now + 300);
+    image_take((uint64_t)l, &image);
+    uint64_t at = image.meta.applied_index;
+    node_image_fetching(W.nodes[f].node, at);
+    run(W.now + 150);
+    W.sync_every = 0;
+    writes(l, 2 * KEEP);
+    sync_state(&W.nodes[l]);
+    sync_state(&W.nodes[o]);
+    assert_int_equal(status(l).log_first, at);
+    assert_int_equal(status(o).log_first, at);
+    image_install((uint64_t)f, &image);
+    unsigned wanted = W.nodes[f].wanted_times;
+    run(W.now + 2 * IMAGE_REPEAT_MS);
+    equal(l, f);
+    assert_int_equal(W.nodes[f].wanted_times, wanted);
+    unsigned manifests = W.manifests;
+    run(W.now + 2 * IMAGE_REPEAT_MS);
+    assert_int_equal(W.manifests, manifests);
+}
+
+/* More has come since the image than the leader keeps, and than it sends at once: it is held until the member has caught up. */
+static void what_comes_after_an_image_is_held(void **state)
+{
+    (void)state;
+    struct image image;
+    int l, f, o;
+    lagging(&l, &f, &o);
+    run(W.now + 300);
+    image_take((uint64_t)l, &image);
+    uint64_t at = image.meta.applied_index;
+    node_image_fetching(W.nodes[f].node, at);
+    run(W.now + 150);
+    writes(l, APPEND_INFLIGHT_ENTRIES + KEEP);
+    W.nodes[f].deaf = true; /* its disk is slow: nothing is acknowledged */
+    image_install((uint64_t)f, &image);
+    unsigned wanted = W.nodes[f].wanted_times;
+    run(W.now + 500);
+    writes(l, 3 * KEEP);
+    run(W.now + LOG_HOLD_MS + 1000);
+    writes(l, SYNC_EVERY);
+    assert_true(status(l).log_first <= at);
+    W.nodes[f].deaf = false;
+    run(W.now + 2000);
+    equal(l, f);
+    assert_int_equal(W.nodes[f].wanted_times, wanted);
+    writes(l, KEEP);
+    assert_true(status(l).last_index + 1 - status(l).log_first <= KEEP_AT_MOST);
+}
+
 static void what_is_held_ends(void **state)
 {
     (void)state;
@@ -453,10 +532,20 @@ static void a_follower_takes_no_more_than_it_can_apply(void **state)
     assert_true(status(f).log_bytes < before + UNAPPLIED + 2000);
     assert_int_equal(status(f).state, NODE_FOLLOWER);
     assert_int_equal(leader(), l);
-    /* What it doesn't take isn't sent without end. */
-    uint64_t sent = W.entries_sent[f];
+    /* What it doesn't take is sent again once a heartbeat, a frame of it. */
+    static char identity[200001];
+    static struct write big[20];
+    memset(identity, 'x', sizeof identity - 1);
+    for (int i = 0; i < 20; i++) {
+        write_start_as(&big[i], l, next_tag++, 5000, identity);
+        run(W.now + 10);
+        assert_int_equal(big[i].code, 0);
+        assert_int_equal(big[i].times, 1);
+        free(big[i].buf);
+    }
+    uint64_t sent = W.bytes_sent[f];
     run(W.now + 1000);
-    assert_true(W.entries_sent[f] - sent <= (1000 / HEARTBEAT_MS + 2) * APPEND_INFLIGHT_ENTRIES);
+    assert_true(W.bytes_sent[f] - sent <= (1000 / HEARTBEAT_MS + 2) * (APPEND_LEN_MAX + 65536));
     equal(l, o);
     W.nodes[f].stalled = false;
     run(W.now + 1000);
@@ -574,9 +663,9 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, world, teardown)
     const struct CMUnitTest tests[] = {
-        T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(nothing_goes_before_it_is_synced), T(a_slow_follower_needs_no_image),
+        T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(nothing_goes_before_it_is_synced), T(a_sync_waits_for_its_batch), T(a_slow_follower_needs_no_image),
         T(a_follower_beyond_the_log_wants_an_image), T(an_image_under_writes_and_another_leader), T(a_standby_starts_with_an_image),
-        T(manifests_of_others_are_nothing), T(what_is_held_ends), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
+        T(manifests_of_others_are_nothing), T(what_is_held_is_just_enough), T(what_comes_after_an_image_is_held), T(what_is_held_ends), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
         T(a_leader_proposes_no_more_than_it_can_apply), T(full_logs_are_committed_by_the_next_leader), T(a_log_meets_its_state_at_the_start),
     };
     return cmocka_run_group_tests_name("node_log", tests, NULL, NULL);
