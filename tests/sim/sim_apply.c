@@ -27,14 +27,17 @@ static void fail(const char *what, const char *why)
 static void copy_file(const char *from, const char *to)
 {
     static uint8_t buf[1 << 16];
-    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (in < 0 || out < 0)
         fail(from, strerror(errno));
+    off_t len = 0;
     ssize_t got;
-    while ((got = read(in, buf, sizeof buf)) > 0)
+    while ((got = read(in, buf, sizeof buf)) > 0) {
         if (write(out, buf, (size_t)got) != got)
             fail(to, strerror(errno));
-    if (got < 0)
+        len += got;
+    }
+    if (got < 0 || ftruncate(out, len)) /* now, not before: the old file's pages are used again */
         fail(from, strerror(errno));
     close(in);
     close(out);
@@ -164,19 +167,18 @@ void apply_sync(struct sim_node *n)
     const uint8_t *configuration;
     size_t len;
     uint64_t configuration_index;
-    if (!planted(PLANT_CUT_UNSYNCED) || !n->disk.copied) {
+    if (store_read_begin(n->store, &txn, &err) || store_meta_get(txn, &meta, &err) ||
+        store_configuration_get(txn, &configuration, &len, &configuration_index, &err))
+        sim_violation("store", "member %" PRIu64 ": %s", n->id, err.text);
+    if (!n->disk.copied || (n->disk.synced != meta.applied_index && !planted(PLANT_CUT_UNSYNCED))) {
         if (store_sync(n->store, &err))
             sim_violation("store", "member %" PRIu64 " can't sync: %s", n->id, err.text);
         path(n, "data.mdb", data);
         path(n, "synced.mdb", synced);
         copy_file(data, synced);
-    }
-    if (store_read_begin(n->store, &txn, &err) || store_meta_get(txn, &meta, &err) ||
-        store_configuration_get(txn, &configuration, &len, &configuration_index, &err))
-        sim_violation("store", "member %" PRIu64 ": %s", n->id, err.text);
-    if (!planted(PLANT_CUT_UNSYNCED) || !n->disk.copied)
         n->disk.synced = meta.applied_index;
-    n->disk.copied = true;
+        n->disk.copied = true;
+    }
     if (meta.applied_index) {
         struct synced *s = xcalloc(1, sizeof *s + len);
         memcpy(s->configuration, configuration, len);

@@ -171,7 +171,7 @@ void fault_heal(void)
     for (unsigned i = 0; i < sim.config.slots; i++) {
         struct sim_node *n = &sim.nodes[i];
         n->disk.slow_until = n->disk.full_until = 0;
-        if (!n->up && n->state == SLOT_MEMBER && !n->lost)
+        if (!n->up && n->state == SLOT_MEMBER && !n->condemned)
             node_up(n);
     }
     admin_sweep();

@@ -227,10 +227,16 @@ void node_enter(struct sim_node *n)
     n->busy = true;
 }
 
+/* What is known to be wrong stays down (raftdir/datadir.h); what is gone can't start. */
+static bool may_start(const struct sim_node *n)
+{
+    return !n->up && n->state == SLOT_MEMBER && (!n->condemned || n->clone);
+}
+
 static void restart(struct event *ev)
 {
     struct sim_node *n = &sim.nodes[ev->a];
-    if (!n->up && n->state == SLOT_MEMBER && (!n->lost || n->clone) && (unsigned)(uintptr_t)ev->data == n->epoch)
+    if (may_start(n) && (unsigned)(uintptr_t)ev->data == n->epoch)
         node_up(n);
 }
 
@@ -390,7 +396,7 @@ void node_crash(struct sim_node *n, uint64_t restart_ms)
     process_end(n, power_loss);
     if (planted(PLANT_WRONG_INDEX_ROW))
         plant_break_index(n->disk.dir);
-    if (restart_ms && n->state == SLOT_MEMBER && (!n->lost || n->clone))
+    if (restart_ms && may_start(n))
         restart_later(n, chance(300) ? rnd_in(1, 30) : restart_ms); /* some are back before anybody has noticed */
 }
 
@@ -460,7 +466,7 @@ void node_fill_disk(struct sim_node *n, uint64_t ms)
 static void clone_up(struct event *ev)
 {
     struct sim_node *n = &sim.nodes[ev->a];
-    if (n->clone && !n->up && n->state == SLOT_MEMBER)
+    if (may_start(n))
         node_up(n);
 }
 
