@@ -180,7 +180,7 @@ static int refused(const Raftdir__Image__Refusal *r, struct err *err)
     for (const char *s = r->message ? r->message : ""; *s && n < sizeof text - 1; s++)
         text[n++] = (char)(isascii((unsigned char)*s) && isprint((unsigned char)*s) ? *s : '?');
     text[n] = '\0';
-    return err_set(err, RAFTDIR_EUNAVAIL, "the sender won't: %s%s%s", err_text(r->code), n ? ": " : "", text);
+    return err_set(err, RAFTDIR_EUNAVAIL, "the sender refuses: %s", n ? text : err_text(r->code)); /* the codes' texts speak to clients */
 }
 
 int image_writer_frame(struct image_writer *w, const uint8_t *data, size_t len, struct err *err)

@@ -2,8 +2,8 @@
  *
  * Happy path: connect to a member, Hello both ways, header, chunks, end into image_writer; then all of it is made durable, read again and checked (image_check).
  * Members are asked in turn: those heard of most recently first, the leader last. A member that refuses, or can't be reached, means the next one.
- * A connection that breaks: the same member again, behind what is here, as long as each one brings something; then, as for anything wrong with the image,
- * the staged files are removed and the next member is asked. After ROUNDS_MAX times round without an image: `done`, with what each one said: the
+ * A connection that breaks: the same member again, behind what is here, until nothing has come for a third of the time that it keeps its pin; then, as
+ * for anything wrong with the image, the staged files are removed and the next member is asked. After ROUNDS_MAX times round without an image: `done`, with what each one said: the
  * consensus thread knows by then whether there is another leader, list of members or index to ask for.
  *
  * Not enough room: `done` with RAFTDIR_ENOSPC. What the state will take isn't known beforehand, so it is looked at on the way: never into the reserve, which
@@ -26,6 +26,7 @@
 
 #define ROUNDS_MAX 3
 #define PAUSE_RECONNECT_DIVISOR 5      /* of image_limits.pause_ms */
+#define PATIENCE_DIVISOR 3             /* of image_limits.pin_keep_ms */
 #define ROOM_LOOK_LEN (4u << 20)       /* bytes of rows between two looks at the disk */
 #define SHOW_MS 200
 
@@ -243,16 +244,24 @@ static enum outcome outcome_of(int rc)
     }
 }
 
+/* Is it the way to the member that failed, not the member? */
+static bool is_outage(int rc)
+{
+    return rc == RAFTDIR_EUNAVAIL || rc == RAFTDIR_ETIMEDOUT || rc == RAFTDIR_EPROTO; /* TLS calls a handshake that was cut a fault of the protocol */
+}
+
 /* All of the image from one member, over as many connections as it takes. */
 static int fetch_from(struct image_fetch *f, const struct node_peer *m, struct err *err)
 {
+    uint64_t moved_ms = shared_now_ms();
     for (;;) {
         uint64_t had = f->progress.bytes;
-        bool broken = false, met = false;
+        bool broken = false;
         show(f, "connecting");
         int rc = greet(f, m, err);
-        if (rc == 0) {
-            met = true;
+        if (rc) {
+            broken = is_outage(rc);
+        } else {
             show(f, "receiving");
             rc = receive(f, &broken, err);
         }
@@ -261,11 +270,15 @@ static int fetch_from(struct image_fetch *f, const struct node_peer *m, struct e
             progress_look(f);
         if (rc == 0 || rc == RAFTDIR_ECANCELED)
             return rc;
-        bool more = met && broken && f->progress.bytes > had;
-        if (!more)
+        uint64_t now = shared_now_ms();
+        if (f->progress.bytes > had)
+            moved_ms = now;
+        /* What is here is worth some patience, as long as the sender keeps its pin; nothing isn't. */
+        if (!broken || f->progress.bytes == 0 || now - moved_ms > image_limits.pin_keep_ms / PATIENCE_DIVISOR)
             return rc;
-        logger_limited(LOGGER_INFO, "image", "fetching the image from member %" PRIu64 " broke off after %" PRIu64 " bytes: %s; going on from there", m->id, f->progress.bytes,
-                       err->text);
+        if (f->progress.bytes > had)
+            logger_limited(LOGGER_INFO, "image", "fetching the image from member %" PRIu64 " broke off after %" PRIu64 " bytes: %s; going on from there", m->id,
+                           f->progress.bytes, err->text);
         if (tls_cancel_sleep(&f->cancel, image_limits.pause_ms / PAUSE_RECONNECT_DIVISOR))
             return err_set(err, RAFTDIR_ECANCELED, "canceled");
     }
