@@ -283,7 +283,6 @@ void node_digests_boot(struct node *n, const struct store_checkpoint *list, size
 {
     for (size_t i = 0; i < count; i++)
         list_put(&n->digests.own, &list[i]);
-    n->digests.news = count > 0;
 }
 
 void node_digests_applied(struct node *n, const struct store_checkpoint *list, size_t count)
@@ -387,18 +386,14 @@ void node_digests_period(struct node *n)
     if (n->failed)
         return;
     if (d->configuration_seen[0] != r->configuration_committed_index || d->configuration_seen[1] != r->configuration_uncommitted_index) {
-        /* Other members, other majorities. */
         d->configuration_seen[0] = r->configuration_committed_index;
         d->configuration_seen[1] = r->configuration_uncommitted_index;
-        members_prune(n);
-        for (size_t i = 0; i < d->own.n; i++)
-            judge_self(n, &d->own.at[i]);
-        judge_members(n);
+        members_prune(n); /* other majorities are looked at with the next frames, which repeat what these members have said */
     }
-    for (size_t i = 0; i < d->members_n && !n->failed; i++)
+    for (size_t i = 0; i < d->members_n; i++)
         if (d->members[i]->differs_index && !d->members[i]->alarmed)
             judge_member(n, d->members[i]);
-    if (!n->failed && d->own.n)
+    if (d->own.n)
         tell_members(n);
 }
 

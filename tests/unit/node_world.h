@@ -51,6 +51,7 @@ struct world_node {
     uint64_t wanted_index, wanted_term; /* the last of io.image_wanted */
     unsigned wanted_times, alarms;
     char why[ERR_TEXT_LEN], alarm[ERR_TEXT_LEN]; /* of io.failed and io.alarm, the last ones */
+    unsigned alarm_ends;       /* times that there was none any more */
     uint8_t flaw;              /* of its state, in the digests from now on */
     struct store_checkpoint digests[DIGESTS_KEPT];
     size_t digests_n;
@@ -213,6 +214,7 @@ WORLD_FN void on_alarm(void *data, const char *text)
 {
     struct world_node *n = data;
     n->alarms += text != NULL;
+    n->alarm_ends += text == NULL;
     snprintf(n->alarm, sizeof n->alarm, "%s", text ? text : "");
 }
 

@@ -2,6 +2,8 @@
 #include "node_world.h"
 #include "support_store.h"
 
+#define SPACE_TOLD 1000 /* what a member has said counts for so long */
+
 enum kind { NOTHING, CREATE, DELETE, BOTH };
 static uint32_t next_tag = 1;
 
@@ -24,10 +26,10 @@ static void write_kind(struct write *x, int node, enum kind kind, uint32_t tag, 
     if (kind == NOTHING)
         ops[q.n_ops++] = support_op(&a, RAFTDIR__LOG__OP__OP_NOOP);
     x->w.request_len = raftdir__log__request__get_packed_size(&q);
-    assert_true(x->w.request_len <= sizeof x->buf);
-    raftdir__log__request__pack(&q, x->buf);
+    assert_true(x->w.request_len <= sizeof x->small);
+    raftdir__log__request__pack(&q, x->small);
     support_free(&a);
-    x->w.request = x->buf;
+    x->w.request = x->small;
     x->w.deadline_ms = W.now + deadline_in;
     node_write(W.nodes[node].node, W.now, &x->w);
     assert_int_equal(x->times, 0);
@@ -221,6 +223,51 @@ static void what_is_on_its_way_passes(void **state)
     assert_int_equal(at_old.code, 0);
 }
 
+/* A leader that comes back without space: what it had proposed goes on, what it only took meanwhile is refused. */
+static void a_leader_again_without_space(void **state)
+{
+    (void)state;
+    struct write proposed, waits;
+    three();
+    int l = leader(), a = l % 3 + 1, b = a % 3 + 1;
+    W.nodes[a].cut = W.nodes[b].cut = true;
+    write_kind(&proposed, l, CREATE, next_tag++, 30000);
+    run(W.now + 3000);
+    assert_int_equal(leader(), 0);
+    write_kind(&waits, l, CREATE, next_tag++, 30000);
+    node_space_set(W.nodes[l].node, NODE_SPACE_LOW);
+    W.nodes[a].cut = false; /* its log is shorter: only l can lead */
+    while (!leader() && W.now < 20000)
+        run(W.now + 1);
+    run(W.now + 200);
+    assert_int_equal(leader(), l);
+    assert_int_equal(proposed.times, 1);
+    assert_int_equal(proposed.code, 0);
+    assert_int_equal(waits.times, 1);
+    assert_int_equal(waits.code, RAFTDIR_ENOSPC);
+}
+
+/* A leader that has lost its majority, and doesn't know it yet, isn't short of space. */
+static void nobody_to_be_reached_is_another_matter(void **state)
+{
+    (void)state;
+    struct write x;
+    W.options.election_timeout_ms = 5000;
+    for (unsigned i = 1; i <= 3; i++)
+        node_make(i, 3);
+    run(W.now + 20000);
+    int l = leader();
+    assert_true(l > 0);
+    W.nodes[l % 3 + 1].cut = W.nodes[(l + 1) % 3 + 1].cut = true;
+    run(W.now + 2 * SPACE_TOLD);
+    assert_int_equal(leader(), l);
+    assert_false(limited(l));
+    write_kind(&x, l, CREATE, next_tag++, 500);
+    run(W.now + 1000);
+    assert_int_equal(x.times, 1);
+    assert_int_equal(x.code, RAFTDIR_EUNCERTAIN);
+}
+
 /* Apply stands still at the leader: so many bytes are proposed and no more. What never got into the log is surely not done. */
 static void a_full_log_takes_no_more(void **state)
 {
@@ -303,7 +350,7 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(the_leaders_own), T(a_majority_must_have_space), T(who_is_away_is_no_help), T(a_new_leader_admits), T(what_waits_is_looked_at), T(what_is_on_its_way_passes),
-        T(a_full_log_takes_no_more), T(waiting_bytes_are_bounded),
+        T(a_leader_again_without_space), T(nobody_to_be_reached_is_another_matter), T(a_full_log_takes_no_more), T(waiting_bytes_are_bounded),
     };
     return cmocka_run_group_tests_name("node_space", tests, NULL, NULL);
 }
