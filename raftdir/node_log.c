@@ -7,10 +7,12 @@
  *  - its beginning goes only as far as a state that is synced here has come, so that any crash leaves state and log that meet.
  *
  * What is kept (DESIGN D9, D13): log_keep_len bytes or log_keep_entries entries behind the newest, whichever is reached first, so that a member that was away for a
- * moment catches up without an image; and, while the log is shorter than log_hold_len_max, what a member needs that is fetching an image (node_image.c). At least a
- * quarter goes at a time. What isn't applied yet is bounded too: beyond log_unapplied_len_max a leader proposes nothing and a follower takes nothing. They count
- * differently: a follower only what is committed, which its own apply brings down; would it count the rest, followers full of entries
- * that no leader has committed yet could refuse the very entry that commits them. */
+ * moment catches up without an image; and, while the log is shorter than log_hold_len_max, what a member needs that is fetching an image (node_image.c). A
+ * sixteenth of it goes at a time, or more: often enough that nobody waits for the freeing, seldom enough that moving the rest down costs nothing.
+ *
+ * What isn't applied yet is bounded, too: beyond log_unapplied_len_max a leader proposes nothing and a follower takes nothing. They count differently: a follower
+ * only what is committed, which its own apply brings down. If it counted the rest, followers full of what nobody has committed yet could refuse the very entry
+ * that commits it. */
 #include <assert.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -18,6 +20,7 @@
 #include "node_internal.h"
 
 #define TRIM_AGAIN_MS 500 /* what something held back is looked at again so often */
+#define TRIM_PART 16
 
 /* --- Batches ------------------------------------------------------------------------------------------------------------- */
 
@@ -232,6 +235,8 @@ static uint64_t trim_to(struct node *n)
     uint64_t len = n->log_bytes, left = n->log_n;
 
     n->trim_waits = false;
+    if (n->log_bytes < keep_len + keep_len / TRIM_PART && n->log_n < keep_entries + keep_entries / TRIM_PART)
+        return cut;
     if (n->log_bytes < n->options.log_hold_len_max && held <= limit) {
         limit = held - 1; /* the core sends from an index on whose predecessor's term it knows: that of the image's last entry */
         n->trim_waits = true;
@@ -244,9 +249,7 @@ static uint64_t trim_to(struct node *n)
         left--;
         cut++;
     }
-    if (n->log_bytes - len < keep_len / 4 && n->log_n - left < keep_entries / 4)
-        return n->log_first - 1;
-    return cut;
+    return n->log_bytes - len < keep_len / TRIM_PART && n->log_n - left < keep_entries / TRIM_PART ? n->log_first - 1 : cut;
 }
 
 static void drop_to(struct node *n, uint64_t cut)

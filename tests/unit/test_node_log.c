@@ -3,8 +3,8 @@
 
 #define KEEP 64
 #define SYNC_EVERY 8
-/* What is kept, a quarter, one sync, and what isn't applied yet. */
-#define KEEP_AT_MOST (KEEP + KEEP / 4 + SYNC_EVERY + 8)
+/* What is kept, a sixteenth, one sync, and what isn't applied yet. */
+#define KEEP_AT_MOST (KEEP + KEEP / 16 + SYNC_EVERY + 8)
 
 static int world(void **state)
 {
@@ -128,7 +128,7 @@ static void the_log_is_cut_by_length(void **state)
         struct node_status s = status(k);
         assert_true(s.log_first > 1);
         assert_true(s.log_bytes >= 4096);
-        assert_true(s.log_bytes <= 4096 + 1024 + (SYNC_EVERY + 8) * 200);
+        assert_true(s.log_bytes <= 4096 + 256 + (SYNC_EVERY + 8) * 150);
     }
 }
 
