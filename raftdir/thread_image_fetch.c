@@ -388,7 +388,6 @@ static void *fetch_main(void *data)
     if (outcome == COMPLETE) {
         f->shown.problem[0] = 0;
         show(f, "installing");
-        (void)shared_alarm_set(&f->o.d->shared, ALARM_IMAGE, NULL);
         f->o.done(f->o.data, 0, &f->progress, "");
         return NULL;
     }
@@ -396,8 +395,6 @@ static void *fetch_main(void *data)
     if (outcome == STOPPED || tls_cancelled(&f->cancel))
         return NULL;
     const char *why = f->shown.problem[0] ? f->shown.problem : err.text;
-    if (shared_alarm_set(&f->o.d->shared, ALARM_IMAGE, why))
-        logger_line(LOGGER_WARN, "image", "this node needs an image of the state, and can't get one now: %s", why);
     f->o.done(f->o.data, err.code ? err.code : RAFTDIR_EUNAVAIL, &f->progress, why);
     return NULL;
 }
