@@ -1,6 +1,6 @@
 /* seglog.c - the log on disk: opening, writing, cutting. seglog.h says what it promises; this is how the bytes lie and why.
  *
- * Directory: `vote` (seglog_vote.c) and segments "%020u.seg", numbered without gaps in the order of writing; "*.tmp" are unfinished and removed at start.
+ * Directory: `vote` (seglog_vote.c) and segments "%020u.seg", numbered without gaps in the order of writing; "*.tmp" are unfinished, or cut off, and removed at start.
  *
  * Segment (little-endian), LOG_SEGMENT_LEN bytes, preallocated:
  *   block 0: magic "RDIRLOG\n"   8 u32 version   12 u32 block length (4096)   16 u64 segment number   24 u64 seq of its first frame
@@ -281,38 +281,54 @@ static bool later_segment_begins(const struct seglog *log)
     return false;
 }
 
-int seglog_cut(struct seglog *log, uint64_t index, struct err *err)
+/* The oldest segment goes: in one step, by its name; its blocks are given back later (seglog_remove.c). */
+static int segment_cut(struct seglog *log, struct err *err)
 {
-    int rc = seglog_refused(log, err);
+    char name[40], path[SEGLOG_PATH_LEN_MAX], cut[SEGLOG_PATH_LEN_MAX];
+    segment_name(log->segments[0].number, "", name, sizeof name);
+    int rc = seglog_path(log, name, path, err);
+    segment_name(log->segments[0].number, SEGLOG_CUT_SUFFIX, name, sizeof name);
+    if (!rc)
+        rc = seglog_path(log, name, cut, err);
     if (rc)
         return rc;
-    /* One by one, each removal durable before the next: a crash never leaves a gap. */
-    while (log->segments[0].last <= index && later_segment_begins(log)) {
-        char name[40], path[SEGLOG_PATH_LEN_MAX];
-        segment_name(log->segments[0].number, "", name, sizeof name);
-        rc = seglog_path(log, name, path, err);
-        if (rc)
-            return rc;
-        seglog_publish(log, 1); /* before it goes: a scrub must not miss it */
-        if (log->io.unlink(log->io.data, path) < 0 && errno != ENOENT) {
-            rc = seglog_fail_errno(err, errno, "remove", path);
-            seglog_publish(log, 0);
-            return rc;
-        }
-        atomic_fetch_sub(&log->used_len, log->segments[0].used_len);
-        log->segments_n--;
-        memmove(log->segments, log->segments + 1, log->segments_n * sizeof *log->segments);
-        log->base = UINT64_MAX;
-        for (size_t i = 0; i < log->segments_n; i++) { /* as a start would find it */
-            uint64_t first = log->segments[i].first;
-            if (first && first - 1 < log->base)
-                log->base = first - 1;
-        }
-        rc = seglog_dir_sync(log, err);
-        if (rc)
-            return rc;
+    seglog_publish(log, 1); /* before it goes: a scrub must not miss it */
+    if (log->io.rename(log->io.data, path, cut) < 0 && errno != ENOENT) {
+        rc = seglog_fail_errno(err, errno, "remove", path);
+        seglog_publish(log, 0);
+        return rc;
     }
+    log->dir_dirty = true;
+    atomic_fetch_sub(&log->used_len, log->segments[0].used_len);
+    log->segments_n--;
+    memmove(log->segments, log->segments + 1, log->segments_n * sizeof *log->segments);
+    log->base = UINT64_MAX;
+    for (size_t i = 0; i < log->segments_n; i++) { /* as a start would find it */
+        uint64_t first = log->segments[i].first;
+        if (first && first - 1 < log->base)
+            log->base = first - 1;
+    }
+    if (log->alone)
+        (void)log->io.unlink(log->io.data, cut); /* else the next start does */
     return 0;
+}
+
+int seglog_cut(struct seglog *log, uint64_t index, struct err *err)
+{
+    bool some = false;
+    int rc = seglog_refused(log, err);
+    /* One by one, each removal durable before the next: a crash never leaves a gap. The last one needs no sync of its own: it may come back, and the next new
+     * segment syncs the directory anyway. So a cut that keeps up with the writing costs no sync in the thread that everybody waits for. */
+    while (!rc && log->segments[0].last <= index && later_segment_begins(log)) {
+        if (log->dir_dirty)
+            rc = seglog_dir_sync(log, err);
+        if (!rc)
+            rc = segment_cut(log, err);
+        some = some || !rc;
+    }
+    if (some && !log->alone)
+        seglog_remove_start(log);
+    return rc;
 }
 
 uint64_t seglog_used_len(const struct seglog *log)
@@ -330,6 +346,7 @@ static int seal(struct seglog *log, struct err *err)
 
 static void log_free(struct seglog *log)
 {
+    seglog_remove_wait(log);
     if (log->fd >= 0)
         log->io.close(log->io.data, log->fd);
     if (log->vote_fd >= 0)
@@ -389,6 +406,7 @@ int seglog_open_with(const char *dir, const struct seglog_identity *who, const s
         return err_set(err, RAFTDIR_ENOMEM, "open the log: out of memory");
     log->fd = log->vote_fd = log->dir_fd = -1;
     log->io = o && o->io ? *o->io : seglog_io_system;
+    log->alone = o && o->io;
     log->who = *who;
     log->segment_len = o && o->segment_len ? o->segment_len / SEGLOG_BLOCK_LEN * SEGLOG_BLOCK_LEN : LOG_SEGMENT_LEN;
     assert(log->segment_len >= 2 * SEGLOG_BLOCK_LEN && log->segment_len <= SEGLOG_SEGMENT_LEN_MAX);

@@ -47,7 +47,7 @@ struct seglog_io {
 };
 extern const struct seglog_io seglog_io_system;
 struct seglog_options {
-    const struct seglog_io *io; /* borrowed for the life of the log; NULL: seglog_io_system */
+    const struct seglog_io *io; /* copied; NULL: seglog_io_system, and files that were cut off are removed by a thread that lives as long as that takes */
     size_t segment_len;         /* of segments made from now on; 0: LOG_SEGMENT_LEN */
 };
 
@@ -63,7 +63,8 @@ void seglog_close(struct seglog **log);
 int seglog_write(struct seglog *log, const struct log_batch *batches, struct err *err);
 /* Term and vote. May be called from another thread than seglog_write. */
 int seglog_vote(struct seglog *log, uint64_t term, uint64_t voted_for, struct err *err);
-/* Removes whole segments that hold only entries <= index (they are in a synced state); never the newest entries. Same thread as seglog_write. */
+/* Removes whole segments that hold only entries <= index (they are in a synced state); never the newest entries. After a crash the last of them may be there again.
+ * Same thread as seglog_write. */
 int seglog_cut(struct seglog *log, uint64_t index, struct err *err);
 /* For a log that has held no entry yet: the next entry will be `index` + 1, nothing else is taken; durable on return, and found.first after every start. So a log
  * that was made for an image is told from one that lost its entries. RAFTDIR_ENOSPC: may be tried again. Same thread as seglog_write. */

@@ -13,6 +13,7 @@
 #define SEGLOG_ZERO_AHEAD_LEN (1u << 20)
 #define SEGLOG_SEGMENT_LEN_MAX (1u << 30)
 #define SEGLOG_PATH_LEN_MAX 4096
+#define SEGLOG_CUT_SUFFIX ".cut.tmp" /* of a segment that was cut off and waits to be removed */
 
 struct seglog_segment {
     uint64_t number;
@@ -51,12 +52,17 @@ struct seglog {
     uint64_t base, last;              /* entries base + 1 .. last are in the log */
     bool empty;                       /* neither an entry nor a base was ever written: any index may come first */
     bool sealed;                      /* the newest frame is a seal, or there is none */
+    bool dir_dirty;                   /* a segment's removal may not be durable yet */
+    bool alone;                       /* no thread but those of the callers */
+    bool remover_made;                /* there is a thread to join: */
+    pthread_t remover;
     uint8_t *buf;
     size_t buf_size;
 
-    /* Under durable_mutex, which is held for a copy only: written by the writing thread, read by the scrub. */
+    /* Under durable_mutex, which is held for a copy only. */
     pthread_mutex_t durable_mutex;
-    struct seglog_durable durable;
+    struct seglog_durable durable;     /* written by the writing thread, read by the scrub */
+    bool remove_wanted, removing;      /* the writing thread's and the remover's */
 
     /* Under vote_mutex. */
     pthread_mutex_t vote_mutex;
@@ -99,6 +105,10 @@ void seglog_publish(struct seglog *log, size_t from);
 int seglog_replay(struct seglog *log, struct seglog_found *found, struct err *err);
 /* A frame's batch goes into the log: what it cuts off, what each segment still holds. n is 0 for a base. */
 void seglog_account(struct seglog *log, struct seglog_segment *current, uint64_t first, unsigned n);
+
+/* seglog_remove.c: files named SEGLOG_CUT_SUFFIX go, beside everything else. */
+void seglog_remove_start(struct seglog *log);
+void seglog_remove_wait(struct seglog *log);
 
 /* seglog_vote.c */
 int seglog_vote_create(struct seglog *log, struct err *err);

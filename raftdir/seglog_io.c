@@ -144,7 +144,9 @@ int seglog_path(const struct seglog *log, const char *name, char path_r[SEGLOG_P
 
 int seglog_dir_sync(struct seglog *log, struct err *err)
 {
-    if (log->io.fsync(log->io.data, log->dir_fd) == 0)
+    if (log->io.fsync(log->io.data, log->dir_fd) == 0) {
+        log->dir_dirty = false;
         return 0;
+    }
     return seglog_broken(log, err, errno, "sync directory", log->dir);
 }

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -497,6 +498,19 @@ static void bad_calls(void **state)
     seglog_close(&slog);
 }
 
+static unsigned files_count(const char *suffix)
+{
+    unsigned n = 0;
+    DIR *d = opendir(disk_dir);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        size_t len = strlen(e->d_name);
+        n += len > strlen(suffix) && strcmp(e->d_name + len - strlen(suffix), suffix) == 0;
+    }
+    closedir(d);
+    return n;
+}
+
 /* seglog/cut: old segments go, the newest entries stay, whatever index is given. */
 static void cuts(void **state)
 {
@@ -515,6 +529,27 @@ static void cuts(void **state)
     char path[512];
     disk_path(path, SEGMENT_1);
     assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(files_count(".seg"), 1);
+}
+
+/* seglog/cut_gives_space_back: by closing at the latest; what a crash left of it goes at the next start. */
+static void cut_gives_space_back(void **state)
+{
+    (void)state;
+    static const struct seglog_options o = {.segment_len = SEGMENT_LEN};
+    small_log(60, false);
+    for (uint64_t index = 20; index < acked.last; index += 7) /* in the middle of the one before, too */
+        assert_int_equal(seglog_cut(slog, index, NULL), 0);
+    assert_int_equal(files_count(".seg"), slog->segments_n);
+    seglog_close(&slog);
+    assert_int_equal(files_count(".tmp"), 0);
+    disk_file_put("00000000000000000001.cut.tmp", (const uint8_t *)"x", 1);
+    disk_file_put("00000000000000000099.seg.tmp", (const uint8_t *)"x", 1);
+    struct seglog_found found;
+    assert_int_equal(seglog_open_with(disk_dir, &me, &o, &slog, &found, NULL), 0);
+    seglog_found_clear(&found);
+    assert_int_equal(files_count(".tmp"), 0);
+    seglog_close(&slog);
 }
 
 /* seglog/begins_anywhere: after an image was installed the log begins behind it. */
@@ -1189,8 +1224,10 @@ int main(void)
         cmocka_unit_test(torn_tail_is_gone), cmocka_unit_test(vote_repair), cmocka_unit_test(cut_power),
         cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
         cmocka_unit_test(base),         cmocka_unit_test(base_flips),        cmocka_unit_test(base_torn),       cmocka_unit_test(base_in_the_middle),
-        cmocka_unit_test(cut_across_an_empty_segment), cmocka_unit_test(almost_nothing_left),
+        cmocka_unit_test(cut_across_an_empty_segment), cmocka_unit_test(almost_nothing_left), cmocka_unit_test(cut_gives_space_back),
         cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write),
     };
+    if (getenv("TEST")) /* a pattern of names */
+        cmocka_set_test_filter(getenv("TEST"));
     return cmocka_run_group_tests_name("seglog", tests, NULL, teardown);
 }
