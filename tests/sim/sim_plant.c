@@ -12,7 +12,7 @@ static const struct {
 } plants[] = {
     [PLANT_NONE] = {"none", "", ""},
     [PLANT_FORGET_VOTE] = {"forget-vote", "vote|election safety", "a crash forgets the vote"},
-    [PLANT_FORGET_TERM] = {"forget-term", "term monotonic", "a power loss puts the term back by one"},
+    [PLANT_FORGET_TERM] = {"forget-term", "term monotonic|vote", "a power loss puts the term back by one"},
     [PLANT_ACK_BEFORE_DURABLE] = {"ack-before-durable", "durable majority", "the log writer reports a write before its flush"},
     [PLANT_LOSE_LOG] = {"lose-log", "apply order|durable majority|leader completeness|committed entries|liveness|node failed",
                         "a power loss takes the last durable entries"},
