@@ -57,7 +57,7 @@ static void fill(struct support_store *s, int n)
     assert_int_equal(support_do(&a, s, op), 0);
     assert_int_equal(store_write_begin(s->store, &txn, &err), 0);
     assert_int_equal(store_configuration_put(txn, "members", 7, 3, &err), 0);
-    assert_int_equal(store_checkpoint_put(txn, 1024, &err), 0);
+    assert_int_equal(store_checkpoint_put(txn, 0, &err), 0);
     assert_int_equal(store_write_commit(&txn, &err), 0);
     support_free(&a);
 }
