@@ -174,6 +174,71 @@ static void nothing_goes_before_it_is_synced(void **state)
     assert_true(status(1).log_first <= synced + 1);
 }
 
+/* Sizes, syncs and limits at random, against a model that counts from scratch. RAFTDIR_TEST_SEED replays one. */
+static void what_is_kept_equals_a_model(void **state)
+{
+    (void)state;
+    static uint64_t size[4096]; /* by index */
+    static char identity[2001];
+    const char *given = getenv("RAFTDIR_TEST_SEED");
+    unsigned seed = given ? (unsigned)strtoul(given, NULL, 10) : (unsigned)time(NULL);
+    print_message("seed %u\n", seed);
+    srand(seed);
+    for (int round = 0; round < 6; round++) {
+        struct world_node *n = &W.nodes[1];
+        static struct write x;
+        node_stop(n);
+        W.sync_every = 0;
+        W.options.log_keep_len = (uint64_t)(rand() % 20000 + 16);
+        W.options.log_keep_entries = (uint64_t)(rand() % 100 + 16);
+        node_make(1, 1);
+        run(W.now + 50);
+        memset(size, 0, sizeof size);
+        uint64_t first = 1, counted = 0;
+        for (int i = 0; i < 600; i++) {
+            memset(identity, 'x', sizeof identity - 1);
+            identity[rand() % 4 ? rand() % 50 : rand() % 2000] = 0;
+            write_start_as(&x, 1, next_tag++, 5000, identity);
+            run(W.now + 2);
+            assert_int_equal(x.times, 1);
+            free(x.buf);
+            struct node_status s = status(1);
+            for (; counted < s.last_index; counted++) {
+                const struct entry *e = n->disk[counted + 1 - n->disk_first];
+                size[e->index] = e->len + sizeof *e;
+            }
+            if (rand() % 5 == 0) { /* sometimes long before what is applied */
+                uint64_t applied = n->meta.applied_index;
+                if (applied > n->synced + 1 && rand() % 2)
+                    n->meta.applied_index = n->synced + 1 + (uint64_t)rand() % (applied - n->synced);
+                sync_state(n);
+                n->meta.applied_index = applied;
+            }
+            s = status(1);
+            uint64_t bytes = 0, len = 0, cut = s.last_index;
+            for (uint64_t k = s.log_first; k <= s.last_index; k++)
+                bytes += size[k];
+            assert_int_equal(s.log_bytes, bytes);
+            while (cut > 0 && (cut > n->synced || (len < W.options.log_keep_len && s.last_index - cut < W.options.log_keep_entries)))
+                len += size[cut--]; /* the highest that may go */
+            assert_true(s.log_first >= first);
+            assert_true(s.log_first == first || s.log_first - 1 <= cut);
+            if (s.log_first != first)
+                assert_true(s.log_first == cut + 1);
+            else if (n->synced == s.applied_index && cut + 1 > first) { /* nothing went: it was little */
+                uint64_t gone = 0;
+                for (uint64_t k = first; k <= cut; k++)
+                    gone += size[k];
+                assert_true((gone < W.options.log_keep_len / 16 && cut + 1 - first < W.options.log_keep_entries / 16) ||
+                            (bytes < W.options.log_keep_len + W.options.log_keep_len / 16 && s.last_index + 1 - first < W.options.log_keep_entries + W.options.log_keep_entries / 16));
+            }
+            first = s.log_first;
+        }
+        assert_true(first > 300);
+        assert_int_equal(n->failed, 0);
+    }
+}
+
 static void a_slow_follower_needs_no_image(void **state)
 {
     (void)state;
@@ -664,7 +729,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, world, teardown)
     const struct CMUnitTest tests[] = {
-        T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(nothing_goes_before_it_is_synced), T(a_sync_waits_for_its_batch), T(a_slow_follower_needs_no_image),
+        T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(nothing_goes_before_it_is_synced), T(a_sync_waits_for_its_batch), T(what_is_kept_equals_a_model), T(a_slow_follower_needs_no_image),
         T(a_follower_beyond_the_log_wants_an_image), T(an_image_under_writes_and_another_leader), T(a_standby_starts_with_an_image),
         T(manifests_of_others_are_nothing), T(what_is_held_is_just_enough), T(what_comes_after_an_image_is_held), T(what_is_held_ends), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
         T(a_leader_proposes_no_more_than_it_can_apply), T(full_logs_are_committed_by_the_next_leader), T(a_log_meets_its_state_at_the_start),
