@@ -1,4 +1,4 @@
-/* sim_admin.c - the operator: who makes the cluster, adds, promotes and removes members and moves the leadership, through whatever node answers.
+/* sim_admin.c - the operator: who makes the cluster, adds, promotes, demotes and removes members and moves the leadership, through whatever node answers.
  *
  * An answer that got lost, or a change that timed out, is asked again, as raftdirctl's user would. A removed member goes on running for a while (a stale
  * server that campaigns is something that the cluster has to bear), then it is stopped and wiped, and may come back as another member. So it goes with one
@@ -120,6 +120,8 @@ void admin_done(struct sim_member *m, const Raftdir__Cluster__MemberResult *resu
             check_member_answer(m->request.promote, RAFT_VOTER);
         if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE)
             check_member_answer(m->request.remove, -1);
+        if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_DEMOTE)
+            check_member_answer(m->request.demote, RAFT_STANDBY);
         if (m->request.op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER)
             sim.stats.transfers++;
     }
@@ -156,6 +158,7 @@ static void ask(struct sim_node *at, const Raftdir__Cluster__MemberRequest *requ
           request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_ADD        ? "add"
           : request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_PROMOTE  ? "promote"
           : request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE   ? "remove"
+          : request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_DEMOTE   ? "demote"
           : request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER ? "transfer"
                                                                               : "list",
           about ? about->id : 0);
@@ -214,8 +217,13 @@ static void change(struct event *ev)
             request.remove = about->id;
         }
     } else if (server && !growing && !quiet && voters > 1 && chance(sim.config.churn ? 700 : 400)) {
-        request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
-        request.remove = about->id;
+        if (chance(250)) {
+            request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_DEMOTE;
+            request.demote = about->id;
+        } else {
+            request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
+            request.remove = about->id;
+        }
     } else if (server && chance(300)) {
         request.op_case = RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_TRANSFER;
         request.transfer = chance(500) ? about->id : 0;

@@ -60,8 +60,8 @@ void fault_config(void)
     c->admin_max_ms = chaos ? 1500 : 5000;
     c->image_break = chance(700) ? rnd_in(0, chaos ? 60 : 20) : 0;
     c->image_damage = chance(300) ? rnd_in(1, 10) : 0;
-    c->rot = chance(150) || planted(PLANT_UNSEEN_ROT);
-    c->disk_loss = !c->rot && (chance(250) || planted(PLANT_CLONE));
+    c->rot = chance(200) || planted(PLANT_UNSEEN_ROT);
+    c->disk_loss = !c->rot && (chance(300) || planted(PLANT_CLONE));
     c->reply_loss = rnd_in(0, chaos ? 100 : 30);
     c->churn = chance(chaos ? 300 : 100);
     if (c->churn) {
