@@ -516,6 +516,15 @@ static void test_incomplete_stage(void **state)
     datadir_close(&d);
 }
 
+static char last_step[64];
+static int stop_at_noted(const char *step)
+{
+    if (steps_left-- > 0)
+        return 0;
+    snprintf(last_step, sizeof last_step, "%s", step);
+    return 1;
+}
+
 /* Where every sync stands; and when one fails, what may have happened is told apart from what can't have. */
 static void test_swap_syncs(void **state)
 {
@@ -538,16 +547,17 @@ static void test_swap_syncs(void **state)
         assert_int_equal(fsync_fails_at, 0);
         assert_int_equal(life(d), n < 5 ? 2 : 3);
     }
+    /* What failed before anything changed can be tried again. */
+    assert_int_equal(stage_filled(d, 4), 0);
+    datadir_step_hook = stop_at_noted;
+    steps_left = 5; /* the rename */
+    assert_int_equal(datadir_swap(d, &err), RAFTDIR_ECANCELED);
+    datadir_step_hook = NULL;
+    assert_string_equal(last_step, "rename CURRENT");
+    assert_int_equal(life(d), 3);
+    assert_int_equal(datadir_swap(d, &err), 0);
+    assert_int_equal(life(d), 4);
     datadir_close(&d);
-}
-
-static char last_step[64];
-static int stop_at_noted(const char *step)
-{
-    if (steps_left-- > 0)
-        return 0;
-    snprintf(last_step, sizeof last_step, "%s", step);
-    return 1;
 }
 
 /* The directory opens as the old one or as the new one, and goes on from there. */
@@ -687,7 +697,8 @@ static void test_damaged_member_is_reset(void **state)
         const char *name, *text;
     } lost[] = {{"gen-1", "gen-1 is missing, to which CURRENT points"}, {"gen-1/log", "gen-1/log is missing"}, {"gen-1/log/vote", "log/vote is missing"},
                 {"gen-1/state", "gen-1/state is missing"}, {"CURRENT", "CURRENT, which points to the node's log and state, can't be read"},
-                {"CURRENT>", "CURRENT points to \"/etc\"; wanted gen-N"}};
+                {"CURRENT>/etc", "CURRENT points to \"/etc\"; wanted gen-N"}, {"CURRENT>gen-1/", "wanted gen-N"},
+                {"CURRENT>gen-01", "wanted gen-N"}, {"CURRENT>gen-1.bak", "wanted gen-N"}, {"CURRENT>gen-2", "gen-2 is missing, to which CURRENT points"}};
     struct datadir_identity id = sample();
     for (size_t i = 0; i < sizeof lost / sizeof *lost; i++) {
         wipe();
@@ -700,7 +711,7 @@ static void test_damaged_member_is_reset(void **state)
         if (nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS) != 0)
             fail_msg("%s", path);
         if (strchr(lost[i].name, '>'))
-            assert_int_equal(symlink("/etc", path), 0);
+            assert_int_equal(symlink(strchr(lost[i].name, '>') + 1, path), 0);
         datadir_close(&d);
         d = open_ok();
         assert_int_equal(datadir_check(d, &err), RAFTDIR_ECORRUPT);

@@ -854,6 +854,8 @@ static void cut_across_an_empty_segment(void **state)
     assert_int_equal(truncate(path, 4096), 0);
     reopen(&full);
     struct seglog *l = slog;
+    assert_int_equal(seglog_cut(slog, acked.last, NULL), 0); /* nothing but the first segment says where the log begins */
+    assert_int_equal(slog->segments_n, 2);
     l->io.fallocate = seglog_io_system.fallocate; /* room, but the segment has stayed as it is */
     for (int i = 0; i < 40; i++)
         assert_int_equal(write_one(maybe.last + 1), 0);
@@ -1070,6 +1072,37 @@ static void scrub_missing(void **state)
     seglog_close(&slog);
 }
 
+/* seglog/scrub_large: an entry of several chunks, and what stands behind it; in a log that was closed and opened. */
+static void scrub_large(void **state)
+{
+    (void)state;
+    static const size_t at[] = {47, 100, 262144 - 4096, 262144 - 4095, 300000, 524288, 699999, 700000 + 79, 700416 + 20, 700416 + 90};
+    struct seglog_found found;
+    struct heard h;
+    disk_fresh();
+    assert_int_equal(seglog_open(disk_dir, &me, &slog, &found, NULL), 0);
+    for (uint64_t i = 1; i < 3; i++) {
+        struct entry *e = entry_make(i, 1, i == 1 ? 700000 : 100, 3);
+        struct log_batch b = {.first = i, .n = 1, .entries = &e};
+        assert_int_equal(seglog_write(slog, &b, NULL), 0);
+        entry_unref(e);
+    }
+    for (int opened = 0; opened < 2; opened++) {
+        assert_int_equal(scrub(&h), 0);
+        for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+            byte_flip(SEGMENT_1, 4096 + at[i], 2);
+            if (scrub(&h) != 1)
+                fail_msg("offset %zu, opened %d: %u problems", 4096 + at[i], opened, h.told);
+            byte_flip(SEGMENT_1, 4096 + at[i], 2);
+        }
+        seglog_close(&slog);
+        assert_int_equal(seglog_open(disk_dir, &me, &slog, &found, NULL), 0);
+        assert_int_equal(found.entries_n, 2);
+        seglog_found_clear(&found);
+    }
+    seglog_close(&slog);
+}
+
 /* seglog/scrub_any_log: nothing is found where there is nothing, whatever the log went through; it can be stopped anywhere. */
 static void scrub_any_log(void **state)
 {
@@ -1225,7 +1258,7 @@ int main(void)
         cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
         cmocka_unit_test(base),         cmocka_unit_test(base_flips),        cmocka_unit_test(base_torn),       cmocka_unit_test(base_in_the_middle),
         cmocka_unit_test(cut_across_an_empty_segment), cmocka_unit_test(almost_nothing_left), cmocka_unit_test(cut_gives_space_back),
-        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write),
+        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write), cmocka_unit_test(scrub_large),
     };
     if (getenv("TEST")) /* a pattern of names */
         cmocka_set_test_filter(getenv("TEST"));
