@@ -187,7 +187,15 @@ static int open_tables(struct store *s, struct err *err)
     rc = store_get(&txn, TABLE_META, STORE_VERSION_KEY, STORE_VERSION_KEY_LEN, &v, err);
     if (rc == RAFTDIR_ENOTFOUND) {
         MDB_stat st;
+        MDB_envinfo info;
         rc = mdb_stat(txn.mdb, s->dbi[TABLE_META], &st);
+        if (!rc)
+            rc = mdb_env_info(s->env, &info);
+        if (!rc && info.me_last_txnid && !st.ms_entries) {
+            /* It has been written to, by one transaction that makes everything at the least: a damaged page hides it. */
+            rc = err_set(err, RAFTDIR_ECORRUPT, "the state's tables can't be found in it");
+            goto abort_txn;
+        }
         if (rc || st.ms_entries || s->options.read_only) {
             rc = err_set(err, RAFTDIR_EVERSION, "the state has no version");
             goto abort_txn;

@@ -68,6 +68,11 @@ int store_lookup(struct store_txn *txn, const char *name, size_t len, struct sto
         return err_set(err, RAFTDIR_ENOTFOUND, "no such mailbox");
     name_to_key(name, len, key);
     int rc = store_mailbox_get(txn, key, len, &r, &v, err);
+    if (rc == RAFTDIR_ENOTFOUND) {
+        int rc2 = store_absent_check(txn, key, len, err);
+        if (rc2)
+            return err ? err_wrap(err, "mailbox \"%.*s\"", (int)len, name) : rc2;
+    }
     if (rc == 0 && r.state == STORE_RESERVED) {
         rc = store_state_get(txn, err);
         if (rc == 0 && store_mailbox_expired(&r, txn->state.meta.log_time_ms))

@@ -24,6 +24,7 @@ struct source {
     MDB_cursor *cursor;
     uint64_t id;
     MDB_val key, value; /* of the current row; in the map */
+    uintptr_t page;     /* that was checked last */
 };
 
 struct store_scan {
@@ -377,6 +378,9 @@ static int source_move(struct store_scan *s, struct source *src, const uint8_t *
     if (rc)
         return store_fail(err, rc, "list");
     s->counters.touched++;
+    rc = store_leaf_check(s->txn, s->table, &src->key, &src->page, err);
+    if (rc)
+        return rc;
     const struct store_range *range = &s->range[s->range_i];
     const uint8_t *p = src->key.mv_data;
     if (s->id_len && (src->key.mv_size <= s->id_len || get_be64(p) != src->id))

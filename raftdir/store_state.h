@@ -168,6 +168,10 @@ int store_racl_principal(struct store_txn *txn, const char *text, size_t len, ui
  * RAFTDIR_ETOOBIG: the request overwrites too much at once; nothing was done. */
 int store_mailbox_change(struct store_txn *txn, const uint8_t *key, size_t key_len, const struct record *old, const void *old_data,
                          size_t old_len, const struct record *now, const void *data, size_t len, struct err *err);
+/* For readers, at each row of a walk through a table: are all rows of its page there? *page_inout: 0 at first. */
+int store_leaf_check(struct store_txn *txn, enum store_table table, const MDB_val *key, uintptr_t *page_inout, struct err *err);
+/* For readers, after store_mailbox_get said RAFTDIR_ENOTFOUND: 0, it is so; RAFTDIR_ECORRUPT: a damaged page may hide it. */
+int store_absent_check(struct store_txn *txn, const uint8_t *key, size_t len, struct err *err);
 /* The record under a key: RAFTDIR_ENOTFOUND without a text. */
 int store_mailbox_get(struct store_txn *txn, const uint8_t *key, size_t key_len, struct record *r_r, MDB_val *value_r, struct err *err);
 /* Has this record, as far as a reader is concerned, run out? */

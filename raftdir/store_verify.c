@@ -75,6 +75,8 @@ static int walk(struct scrub *s, enum store_table table, int (*row)(struct scrub
     if (rc)
         return store_fail(s->err, rc, "verify: open a cursor");
     int rc2 = 0;
+    uintptr_t page = 0;
+    struct err err = {0};
     for (rc = mdb_cursor_get(cursor, &k, &v, MDB_FIRST); rc == 0 && rc2 == 0; rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) {
         int order = before_k.mv_data ? compare(&before_k, &k) : -1;
         bool ascends = order < 0 || (order == 0 && dups && compare(&before_v, &v) < 0);
@@ -82,6 +84,9 @@ static int walk(struct scrub *s, enum store_table table, int (*row)(struct scrub
         bool at_its_place = dups || row == count_row || (mdb_get(s->txn->mdb, s->txn->store->dbi[table], &k, &found) == 0 && found.mv_data == v.mv_data);
         if (!told && !(ascends && at_its_place)) {
             problem(s, "table %s: %s; a page is damaged", store_table_name(table), ascends ? "a row isn't found by its key" : "rows are out of order");
+            told = true;
+        } else if (!told && store_leaf_check(s->txn, table, &k, &page, &err)) {
+            problem(s, "%s", err.text);
             told = true;
         }
         before_k = k;

@@ -8,9 +8,13 @@
 #include "daemon.h"
 
 struct space_watch;
-int space_watch_start(struct daemon *d, struct space_watch **watch_r, struct err *err);
+/* Before the consensus thread is there: its log and apply threads release the ballast. */
+int space_watch_create(struct daemon *d, struct space_watch **watch_r, struct err *err);
+/* The looking begins. d->consensus is there from now on, until the stop. */
+int space_watch_start(struct space_watch *w, struct err *err);
 /* A write found no room. true: the ballast was given up just now, try again at once. Any thread. */
 bool space_watch_release(struct space_watch *w);
-void space_watch_stop(struct space_watch **watch);
+void space_watch_stop(struct space_watch *w); /* joins; release may still be called */
+void space_watch_destroy(struct space_watch **watch);
 
 #endif
