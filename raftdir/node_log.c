@@ -96,8 +96,12 @@ int node_log_init(struct node *n, struct entry **entries, size_t count)
 {
     struct node_options *o = &n->options;
     o->log_keep_len = o->log_keep_len ? o->log_keep_len : LOG_KEEP_LEN;
-    o->log_keep_entries = o->log_keep_entries ? o->log_keep_entries : LOG_KEEP_ENTRIES;
+    /* Who wants to keep more than usual gets it with small entries, too, and more again for a member that fetches an image. */
+    if (!o->log_keep_entries)
+        o->log_keep_entries = o->log_keep_len > LOG_KEEP_LEN ? o->log_keep_len / (LOG_KEEP_LEN / LOG_KEEP_ENTRIES) : LOG_KEEP_ENTRIES;
     o->log_hold_len_max = o->log_hold_len_max ? o->log_hold_len_max : LOG_HOLD_LEN_MAX;
+    if (o->log_hold_len_max < 2 * o->log_keep_len)
+        o->log_hold_len_max = 2 * o->log_keep_len;
     o->log_unapplied_len_max = o->log_unapplied_len_max ? o->log_unapplied_len_max : LOG_UNAPPLIED_LEN_MAX;
     n->log = count ? malloc(count * sizeof(struct entry *)) : NULL;
     if (count && !n->log)

@@ -1,5 +1,6 @@
 /* test_node_log.c - the log that begins above 1: what is cut, who needs an image and gets on with it, what is held, what is bounded. The world is node_world.h. */
 #include "node_world.h"
+#include "raftdir/node_internal.h"
 
 #define KEEP 64
 #define SYNC_EVERY 8
@@ -152,6 +153,30 @@ static void a_sync_waits_for_its_batch(void **state)
     n->stalled = false;
     run(W.now + 2000);
     assert_int_equal(status(f).log_first, status(f).last_index - KEEP + 1);
+}
+
+static void limits_are(uint64_t keep_len, uint64_t keep_entries, uint64_t hold_len_max)
+{
+    const struct node_options *o = &W.nodes[1].node->options;
+    assert_int_equal(o->log_keep_len, keep_len);
+    assert_int_equal(o->log_keep_entries, keep_entries);
+    assert_int_equal(o->log_hold_len_max, hold_len_max);
+    node_stop(&W.nodes[1]);
+}
+
+/* Who wants more by length gets it with small entries, too, and what is held is always more than what is kept. */
+static void limits_fit_each_other(void **state)
+{
+    (void)state;
+    memset(&W.options, 0, sizeof W.options);
+    node_make(1, 1);
+    limits_are(LOG_KEEP_LEN, LOG_KEEP_ENTRIES, LOG_HOLD_LEN_MAX);
+    W.options.log_keep_len = LOG_KEEP_LEN / 64;
+    node_make(1, 1);
+    limits_are(LOG_KEEP_LEN / 64, LOG_KEEP_ENTRIES, LOG_HOLD_LEN_MAX);
+    W.options.log_keep_len = LOG_KEEP_LEN * 16;
+    node_make(1, 1);
+    limits_are(LOG_KEEP_LEN * 16, LOG_KEEP_ENTRIES * 16, LOG_KEEP_LEN * 32);
 }
 
 /* Nothing goes that isn't in a synced state: a crash leaves a state and a log that meet. */
@@ -551,6 +576,7 @@ static void what_is_held_is_bounded(void **state)
     struct image image;
     int l, f, o;
     W.options.log_hold_len_max = 40000;
+    W.options.log_keep_len = 20000;
     lagging(&l, &f, &o);
     run(W.now + 300);
     image_take((uint64_t)l, &image);
@@ -729,7 +755,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, world, teardown)
     const struct CMUnitTest tests[] = {
-        T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(nothing_goes_before_it_is_synced), T(a_sync_waits_for_its_batch), T(what_is_kept_equals_a_model), T(a_slow_follower_needs_no_image),
+        T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(limits_fit_each_other), T(nothing_goes_before_it_is_synced), T(a_sync_waits_for_its_batch), T(what_is_kept_equals_a_model), T(a_slow_follower_needs_no_image),
         T(a_follower_beyond_the_log_wants_an_image), T(an_image_under_writes_and_another_leader), T(a_standby_starts_with_an_image),
         T(manifests_of_others_are_nothing), T(what_is_held_is_just_enough), T(what_comes_after_an_image_is_held), T(what_is_held_ends), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
         T(a_leader_proposes_no_more_than_it_can_apply), T(full_logs_are_committed_by_the_next_leader), T(a_log_meets_its_state_at_the_start),
