@@ -24,6 +24,8 @@
 
 struct consensus;
 struct service;
+struct space_watch;
+struct scrub;
 
 struct daemon {
     const char *config_path;
@@ -35,7 +37,7 @@ struct daemon {
 
     uid_t own_uid;
     char cert_name[256];
-    uint8_t uuid[NODE_UUID_LEN];
+    uint8_t uuid[NODE_UUID_LEN]; /* consensus thread only, once it runs: a reset changes it; others have shared_view's */
     uint64_t started_ms;
 
     struct datadir *datadir; /* consensus thread only, once it runs */
@@ -52,6 +54,8 @@ struct daemon {
     unsigned log_readers;
     _Atomic bool log_closing;
 
+    struct space_watch *space; /* created before the consensus thread, destroyed after it */
+    struct scrub *scrub;       /* NULL: none runs */
     struct consensus *consensus;
     struct service **services;
     unsigned services_n;

@@ -111,10 +111,11 @@ int err_from_lmdb(int rc)
         return RAFTDIR_ENOSPC;
     case MDB_CORRUPTED:
     case MDB_PAGE_NOTFOUND:
-    case MDB_PANIC:
+    case MDB_INVALID: /* no LMDB file, or none any more */
         return RAFTDIR_ECORRUPT;
+    case MDB_PANIC: /* an earlier write of the environment failed: what the disk has is whole, this process can't use it any more */
+        return RAFTDIR_EIO;
     case MDB_VERSION_MISMATCH:
-    case MDB_INVALID:
         return RAFTDIR_EVERSION;
     case MDB_READERS_FULL:
         return RAFTDIR_ELIMIT;

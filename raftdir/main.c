@@ -18,7 +18,9 @@
 #include "daemon.h"
 #include "logger.h"
 #include "thread_consensus.h"
+#include "thread_scrub.h"
 #include "thread_service.h"
+#include "thread_space.h"
 #include "tls.h"
 
 #define STOP_VERIFY_MS 3000
@@ -279,8 +281,10 @@ static int run(struct daemon *d, struct err *err)
     for (; created < d->services_n; created++)
         if ((rc = service_create(d, created, &d->services[created], err)) != 0)
             goto destroy_services;
-    if ((rc = consensus_start(d, &d->consensus, err)) != 0)
+    if ((rc = space_watch_create(d, &d->space, err)) != 0 || (rc = consensus_start(d, &d->consensus, err)) != 0)
         goto destroy_services;
+    if ((rc = space_watch_start(d->space, err)) != 0 || (rc = scrub_start(d, &d->scrub, err)) != 0)
+        goto stop_consensus;
     for (; running < d->services_n; running++)
         if ((rc = service_run(d->services[running], err)) != 0)
             break;
@@ -297,19 +301,23 @@ static int run(struct daemon *d, struct err *err)
                     view.phase == SHARED_UNCONFIGURED ? "; not part of a cluster yet: raftdirctl cluster bootstrap, or join" : "");
         uv_run(&d->loop, UV_RUN_DEFAULT);
     }
+stop_consensus:
     atomic_store(&d->stop_wanted, true);
+    scrub_stop(&d->scrub);
     consensus_stop(d->consensus);
     unsigned all = d->services_n;
     d->services_n = running;
     services_stop(d);
     d->services_n = all;
+    space_watch_stop(d->space);
     consensus_destroy(&d->consensus);
 destroy_services:
+    space_watch_destroy(&d->space);
     for (unsigned i = 0; i < created; i++)
         service_destroy(&d->services[i]);
     free(d->services);
     daemon_log_close(d);
-    store_close(&d->store);
+    daemon_store_set(d, NULL);
     return rc;
 }
 
@@ -344,6 +352,7 @@ static int start(struct daemon *d, const char *path, bool check_only)
     if (datadir_open(d->config->data_dir, &d->datadir, &err) != 0)
         goto report;
     memcpy(d->uuid, datadir_identity(d->datadir)->uuid, NODE_UUID_LEN);
+    shared_reset(&d->shared, d->uuid);
     if (run(d, &err) != 0)
         goto report;
     code = atomic_load(&d->exit_code);

@@ -11,10 +11,12 @@ uint64_t shared_now_ms(void)
 
 int shared_init(struct shared *s)
 {
+    static const uint8_t none[NODE_UUID_LEN];
     memset(s, 0, sizeof *s);
-    s->view.status.age_ms = UINT64_MAX;
-    s->view.status.role = -1;
-    return err_from_errno(pthread_mutex_init(&s->mutex, NULL));
+    int rc = pthread_mutex_init(&s->mutex, NULL);
+    if (rc == 0)
+        shared_reset(s, none);
+    return err_from_errno(rc);
 }
 
 void shared_close(struct shared *s)
@@ -62,6 +64,24 @@ void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why
     if (why)
         snprintf(s->details.failure, sizeof s->details.failure, "%s", why);
     pthread_mutex_unlock(&s->mutex);
+}
+
+void shared_reset(struct shared *s, const uint8_t uuid[NODE_UUID_LEN])
+{
+    pthread_mutex_lock(&s->mutex);
+    memset(&s->view, 0, sizeof s->view);
+    memcpy(s->view.uuid, uuid, NODE_UUID_LEN);
+    s->view.status.age_ms = UINT64_MAX;
+    s->view.status.role = -1;
+    char space[ERR_TEXT_LEN]; /* the machine's own, whoever runs on it */
+    uint64_t space_free = s->details.space_free;
+    memcpy(space, s->details.alarms[ALARM_SPACE], sizeof space);
+    memset(&s->details, 0, sizeof s->details);
+    memcpy(s->details.alarms[ALARM_SPACE], space, sizeof space);
+    s->details.space_free = space_free;
+    pthread_mutex_unlock(&s->mutex);
+    atomic_store(&s->published, 0);
+    atomic_store(&s->log_len, 0);
 }
 
 void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarnation, uint64_t node_id)

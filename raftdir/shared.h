@@ -23,6 +23,7 @@ enum shared_phase {
 /* What every answer needs. */
 struct shared_view {
     enum shared_phase phase;
+    uint8_t uuid[NODE_UUID_LEN]; /* of the data directory; a reset gives it another */
     uint64_t cluster_id, incarnation, node_id;
     struct node_status status;
     uint64_t taken_ms; /* monotonic; when `status` was true */
@@ -73,6 +74,8 @@ uint64_t shared_age_ms(const struct shared_view *view, uint64_t now_ms);
 uint64_t shared_log_time_ms(const struct shared_view *view, uint64_t now_ms);
 /* Writers. */
 void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why); /* why: NULL keeps what there is */
+/* A node that is of no cluster: nothing is left of an earlier one. Also at the start. */
+void shared_reset(struct shared *s, const uint8_t uuid[NODE_UUID_LEN]);
 void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarnation, uint64_t node_id);
 void shared_status_set(struct shared *s, const struct node_status *status, uint64_t now_ms);
 void shared_members_set(struct shared *s, const struct node_peer *members, size_t n);

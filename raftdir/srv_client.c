@@ -86,6 +86,8 @@ static void request_part(struct request *r)
     HASH_DEL(r->client->requests, r);
     r->client->open_len -= r->len;
     r->client = NULL;
+    if (r->state == REQUEST_VERIFY)
+        srv_verify_unwanted(r);
 }
 
 void srv_request_free(struct request *r)
@@ -230,6 +232,7 @@ void srv_consensus_done(struct request *r)
         break;
     case CONSENSUS_BOOTSTRAP:
     case CONSENSUS_ADOPT:
+    case CONSENSUS_RESET:
         srv_make_done(r);
         break;
     default:
@@ -249,14 +252,14 @@ static enum access_role role_wanted(const Raftdir__Client__ToNode *m)
     case RAFTDIR__CLIENT__TO_NODE__BODY_VERIFY:
     case RAFTDIR__CLIENT__TO_NODE__BODY_BOOTSTRAP:
     case RAFTDIR__CLIENT__TO_NODE__BODY_ADOPT:
+    case RAFTDIR__CLIENT__TO_NODE__BODY_RESET:
         return ACCESS_ADMIN;
     default:
         return ACCESS_READ;
     }
 }
 
-/* May this node answer it now? Answers itself when not. */
-static bool phase_allows(struct request *r)
+bool srv_phase_allows(struct request *r)
 {
     struct shared_view view;
     int body = (int)r->msg->body_case;
@@ -272,6 +275,8 @@ static bool phase_allows(struct request *r)
         return false;
     case SHARED_FAILED:
     case SHARED_REMOVED: {
+        if (body == RAFTDIR__CLIENT__TO_NODE__BODY_RESET)
+            return true;
         struct shared_details *details = mem_alloc(sizeof *details);
         shared_details_get(&r->service->d->shared, details);
         if (view.phase == SHARED_FAILED)
@@ -283,7 +288,7 @@ static bool phase_allows(struct request *r)
     }
     case SHARED_RUNNING:
     case SHARED_STOPPING:
-        return true; /* bootstrap and adopt: the consensus thread says EEXIST, or that it is so already */
+        return true; /* bootstrap, adopt, reset: the consensus thread says what is so already, or may not be */
     }
     return false;
 }
@@ -335,7 +340,7 @@ static void dispatch(struct request *r)
                  access_role_name(role_wanted(m)));
         return;
     }
-    if (!phase_allows(r))
+    if (!srv_phase_allows(r))
         return;
     switch (m->body_case) {
     case RAFTDIR__CLIENT__TO_NODE__BODY_HELLO:
@@ -362,6 +367,9 @@ static void dispatch(struct request *r)
     case RAFTDIR__CLIENT__TO_NODE__BODY_BOOTSTRAP:
     case RAFTDIR__CLIENT__TO_NODE__BODY_ADOPT:
         srv_make_begin(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_RESET:
+        srv_reset_begin(r);
         break;
     default:
         srv_fail(r, RAFTDIR_EUNSUPPORTED, "this node (raftdird " RAFTDIR_VERSION ") doesn't know this kind of request: use a client of its release, or upgrade the node");

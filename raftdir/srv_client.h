@@ -5,7 +5,7 @@
  * srv_client_list.c    list and visible: streams of rows
  * srv_client_row.c     a mailbox as the protocol's row
  * srv_client_write.c   writes: role, check, packing, outcome
- * srv_client_admin.c   member, bootstrap, adopt, verify
+ * srv_client_admin.c   member, bootstrap, adopt, reset, verify
  * srv_client_status.c  status
  *
  * A request is in exactly one state and, apart from CALL and VERIFY, dies with its connection; those two are somebody else's until they come back. */
@@ -88,7 +88,9 @@ struct service {
     bool has_tcp, has_pipe;
     uv_timer_t tick;
     uv_idle_t turn; /* active while a stream may go on */
-    struct store_txn *txn; /* reset between uses */
+    struct store *store;       /* the state that was current when it was last looked at; NULL: none */
+    unsigned store_generation; /* of `store` */
+    struct store_txn *txn;     /* of `store`, reset between uses */
     struct client *clients;
     struct request *waiting, *runnable;
     _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */
@@ -114,6 +116,7 @@ bool srv_client_backed_up(struct client *c);
 bool srv_client_stream_full(struct client *c);
 void srv_client_backed_up_set(struct client *c);
 void srv_request_block(struct request *r);
+bool srv_phase_allows(struct request *r); /* may this node answer it now? Answers itself when not */
 void srv_consensus_call(struct request *r, enum consensus_kind kind);
 void srv_consensus_done(struct request *r);
 
@@ -125,9 +128,14 @@ void srv_read_ready(struct request *r); /* answer now, from the published state 
 void srv_wait_published(struct service *s);
 void srv_wait_expired(struct service *s, uint64_t now);
 void srv_wait_for_set(struct service *s);
-/* The service's read transaction, renewed; index_r: the state's. Give it back with srv_txn_done. */
+/* The service's read transaction on the state that is current now, renewed; meta_r: the state's. Give it back with srv_txn_done. RAFTDIR_EFAILED: there is no
+ * state that may be served. */
 int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err);
 void srv_txn_done(struct service *s);
+/* Lets go of a state that isn't the current one any more. At each tick, and at the end. */
+void srv_store_drop(struct service *s, bool end);
+/* A record of this state is damaged: the node fails. */
+void srv_corrupt(struct service *s, const char *why);
 
 /* srv_client_list.c */
 void srv_list_begin(struct request *r);
@@ -155,7 +163,9 @@ void srv_member_begin(struct request *r);
 void srv_member_done(struct request *r);
 void srv_make_begin(struct request *r); /* bootstrap, adopt */
 void srv_make_done(struct request *r);
+void srv_reset_begin(struct request *r);
 void srv_verify_begin(struct request *r);
+void srv_verify_unwanted(struct request *r); /* nobody waits for it any more: it ends soon */
 void srv_verify_progress(struct service *s);
 
 /* srv_client_status.c */

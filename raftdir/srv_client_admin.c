@@ -1,12 +1,13 @@
-/* srv_client_admin.c - what admins ask: membership, bootstrap, adopt, verify.
+/* srv_client_admin.c - what admins ask: membership, bootstrap, adopt, reset, verify.
  *
- * Verify re-reads everything in one snapshot, in libuv's pool: minutes on a large directory. One at a time; its progress is sent at each tick. Known limit:
- * it can't be stopped before its end; a daemon that is told to stop meanwhile exits without it. */
+ * Verify is a run of the scrub (thread_scrub.h) in libuv's pool: minutes on a large directory. One at a time; its progress is sent at each tick. It ends before
+ * its time when its client goes or cancels, and when the daemon stops. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include "logger.h"
 #include "srv_client.h"
+#include "thread_scrub.h"
 
 /* --- Membership ----------------------------------------------------------------------------------------------------------------- */
 
@@ -65,7 +66,9 @@ void srv_member_done(struct request *r)
 
 static int adopt_check(struct request *r, const Raftdir__Client__Adopt *q, struct datadir_identity *id_r, struct err *err)
 {
-    const struct daemon *d = r->service->d;
+    struct daemon *d = r->service->d;
+    struct shared_view view;
+    shared_view_get(&d->shared, &view);
     char host[CONFIG_HOST_LEN], port[CONFIG_PORT_LEN], address[NODE_ADDRESS_SIZE];
     if (!q->cluster_id || !q->node_id)
         return err_set(err, RAFTDIR_EINVAL, "cluster id and node id must not be 0");
@@ -90,7 +93,7 @@ static int adopt_check(struct request *r, const Raftdir__Client__Adopt *q, struc
         p->role = (int)m->role;
         if (m->id != q->node_id)
             continue;
-        if (memcmp(m->uuid.data, d->uuid, NODE_UUID_LEN) != 0)
+        if (memcmp(m->uuid.data, view.uuid, NODE_UUID_LEN) != 0)
             return err_set(err, RAFTDIR_EFOREIGN, "member %" PRIu64 " is another data directory (UUID) than this node's: add this node first, it gets an id of its own", q->node_id);
         if (strcmp(m->cert_name, d->cert_name) != 0)
             return err_set(err, RAFTDIR_EFOREIGN, "the cluster knows member %" PRIu64 " by the certificate \"%.100s\", this node's is \"%.100s\"", q->node_id, m->cert_name, d->cert_name);
@@ -126,53 +129,39 @@ void srv_make_done(struct request *r)
     srv_answer(r, &f);
 }
 
+/* --- Reset --------------------------------------------------------------------------------------------------------------------------------- */
+
+void srv_reset_begin(struct request *r)
+{
+    const Raftdir__Client__Reset *q = r->msg->reset;
+    r->call.u.reset.cluster_id = q->cluster_id;
+    r->call.u.reset.node_id = q->node_id;
+    srv_consensus_call(r, CONSENSUS_RESET);
+}
+
 /* --- Verify ------------------------------------------------------------------------------------------------------------------------------ */
 
 struct verify {
     uv_work_t work;
     struct verify *prev, *next;
     struct request *r;
-    struct store *store;
-    _Atomic uint64_t done, total;
+    _Atomic bool unwanted;
     uint64_t told;
-    /* The pool's until the end. */
+    /* The pool's until the end, but for the atomics in `run`. */
     int rc;
     struct err err;
-    uint64_t problems;
-    char *texts[VERIFY_PROBLEMS_MAX];
-    size_t texts_n;
-    uint8_t digest[16];
-    struct store_meta meta;
-    struct store_checkpoint checkpoints[DIGESTS_KEPT];
-    size_t checkpoints_n;
+    struct scrub_run run;
 };
 
-static void on_progress(void *data, uint64_t done, uint64_t total)
+static bool on_stop(void *data)
 {
-    struct verify *v = data;
-    atomic_store(&v->total, total);
-    atomic_store(&v->done, done);
-}
-
-static void on_problem(void *data, const char *text)
-{
-    struct verify *v = data;
-    if (v->texts_n < VERIFY_PROBLEMS_MAX)
-        v->texts[v->texts_n++] = mem_strdup(text);
+    return atomic_load(&((struct verify *)data)->unwanted);
 }
 
 static void verify_work(uv_work_t *work)
 {
     struct verify *v = work->data;
-    struct store_txn *txn;
-    v->rc = store_read_begin(v->store, &txn, &v->err);
-    if (v->rc != 0)
-        return;
-    struct store_verify_cb cb = {.data = v, .progress = on_progress, .problem = on_problem};
-    v->checkpoints_n = DIGESTS_KEPT;
-    if ((v->rc = store_meta_get(txn, &v->meta, &v->err)) == 0 && (v->rc = store_checkpoints_get(txn, v->checkpoints, &v->checkpoints_n, &v->err)) == 0)
-        v->rc = store_verify(txn, &cb, v->digest, &v->problems, &v->err);
-    store_read_end(&txn);
+    v->rc = scrub_run(&v->run, &v->err);
 }
 
 static void verify_answer(struct verify *v, struct request *r)
@@ -180,32 +169,31 @@ static void verify_answer(struct verify *v, struct request *r)
     Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
     Raftdir__Client__VerifyResult result = RAFTDIR__CLIENT__VERIFY_RESULT__INIT;
     Raftdir__Client__CheckpointDigest list[DIGESTS_KEPT], *pointers[DIGESTS_KEPT];
-    result.has_done = result.has_total = result.has_digest = result.has_digest_stored = result.has_problems = true;
-    result.done = atomic_load(&v->done);
-    result.total = atomic_load(&v->total);
-    result.digest.data = v->digest;
-    result.digest.len = sizeof v->digest;
-    result.digest_stored.data = v->meta.digest;
-    result.digest_stored.len = sizeof v->meta.digest;
-    result.problems = v->problems;
-    result.problem = v->texts;
-    result.n_problem = v->texts_n;
-    for (size_t i = 0; i < v->checkpoints_n; i++) {
+    struct scrub_run *run = &v->run;
+    result.has_done = result.has_total = result.has_digest = result.has_digest_stored = result.has_problems = result.has_log_bytes = true;
+    result.done = atomic_load(&run->done);
+    result.total = atomic_load(&run->total);
+    result.log_bytes = atomic_load(&run->log_len);
+    result.digest.data = run->digest;
+    result.digest.len = sizeof run->digest;
+    result.digest_stored.data = run->meta.digest;
+    result.digest_stored.len = sizeof run->meta.digest;
+    result.problems = run->problems;
+    result.problem = run->texts;
+    result.n_problem = run->texts_n;
+    for (size_t i = 0; i < run->checkpoints_n; i++) {
         raftdir__client__checkpoint_digest__init(&list[i]);
-        list[i].index = v->checkpoints[i].index;
-        list[i].digest.data = v->checkpoints[i].digest;
-        list[i].digest.len = sizeof v->checkpoints[i].digest;
+        list[i].index = run->checkpoints[i].index;
+        list[i].digest.data = run->checkpoints[i].digest;
+        list[i].digest.len = sizeof run->checkpoints[i].digest;
         pointers[i] = &list[i];
     }
     result.checkpoints = pointers;
-    result.n_checkpoints = v->checkpoints_n;
+    result.n_checkpoints = run->checkpoints_n;
     f.has_index = true;
-    f.index = v->meta.applied_index;
+    f.index = run->meta.applied_index;
     f.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_VERIFY;
     f.verify = &result;
-    if (v->problems)
-        logger_line(LOGGER_ERROR, "store", "verify found %" PRIu64 " problems in the state at index %" PRIu64 ": %s", v->problems, v->meta.applied_index,
-                    v->texts_n ? v->texts[0] : "");
     srv_answer(r, &f);
 }
 
@@ -226,8 +214,7 @@ static void verify_after(uv_work_t *work, int status)
         srv_fail_err(r, v->rc, &v->err);
     else
         verify_answer(v, r);
-    for (size_t i = 0; i < v->texts_n; i++)
-        free(v->texts[i]);
+    scrub_run_clear(&v->run);
     free(v);
 }
 
@@ -235,13 +222,15 @@ void srv_verify_begin(struct request *r)
 {
     struct service *s = r->service;
     if (atomic_exchange(&s->d->verify_runs, true)) {
-        srv_fail(r, RAFTDIR_EBUSY, "a verify is running at this node already: wait for it, or ask another node");
+        srv_fail(r, RAFTDIR_EBUSY, "a verify, or the scrub, is running at this node already: wait for it, or ask another node");
         return;
     }
     struct verify *v = mem_calloc(1, sizeof *v);
     v->work.data = v;
     v->r = r;
-    v->store = s->d->store;
+    v->run.d = s->d;
+    v->run.data = v;
+    v->run.stop = on_stop;
     r->verify = v;
     r->state = REQUEST_VERIFY;
     s->verifies++;
@@ -249,19 +238,28 @@ void srv_verify_begin(struct request *r)
     uv_queue_work(&s->loop, &v->work, verify_work, verify_after); /* fails only without a callback */
 }
 
+void srv_verify_unwanted(struct request *r)
+{
+    if (r->verify)
+        atomic_store(&r->verify->unwanted, true);
+}
+
 void srv_verify_progress(struct service *s)
 {
     struct verify *v;
     DL_FOREACH(s->verify_list, v) {
-        uint64_t done = atomic_load(&v->done);
-        if (!v->r->client || done == v->told || srv_client_backed_up(v->r->client))
+        uint64_t done = atomic_load(&v->run.done), log_len = atomic_load(&v->run.log_len);
+        bool in_log = atomic_load(&v->run.in_log);
+        if (!v->r->client || done + log_len == v->told || srv_client_backed_up(v->r->client))
             continue;
-        v->told = done;
+        v->told = done + log_len;
         Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
         Raftdir__Client__VerifyResult result = RAFTDIR__CLIENT__VERIFY_RESULT__INIT;
-        result.has_done = result.has_total = true;
+        result.has_done = result.has_total = result.has_log_bytes = true;
         result.done = done;
-        result.total = atomic_load(&v->total);
+        result.total = atomic_load(&v->run.total);
+        result.log_bytes = log_len;
+        result.phase = (char *)(uintptr_t)(in_log ? "log" : "state");
         f.has_more = f.more = true;
         f.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_VERIFY;
         f.verify = &result;

@@ -140,8 +140,10 @@ static void chunk(struct request *r)
     srv_rows_init(&rows);
     int rc = chunk_read(r, &rows, &meta, &err);
     if (rc != 0 && rc != RAFTDIR_ENOTFOUND) {
-        if (rc == RAFTDIR_ECORRUPT)
-            logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s; run raftdirctl verify, and rebuild this node from its peers", err.text);
+        if (rc == RAFTDIR_ECORRUPT) {
+            srv_corrupt(r->service, err.text);
+            rc = RAFTDIR_EFAILED;
+        }
         srv_rows_free(&rows);
         srv_fail_err(r, rc, &err);
         return;

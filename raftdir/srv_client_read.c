@@ -1,6 +1,7 @@
 /* srv_client_read.c - reads: first a state that is new enough for the level, then the answer from one read transaction.
  *
  * LOCAL: at once. SESSION: once min_index is published. LINEARIZABLE: the consensus thread confirms with a quorum and gives an index, then as SESSION.
+ * The state may be replaced by an image's between two transactions: what is published only grows by that, and a scan's position is a name.
  * Failures: another incarnation: EFOREIGN; no quorum: ENOQUORUM; not published in time: ETIMEDOUT. Never "not found" for any of them. */
 #include <stdlib.h>
 #include <string.h>
@@ -54,7 +55,10 @@ static void waiting_take(struct service *s, struct request **taken, uint64_t pub
 void srv_wait_published(struct service *s)
 {
     struct request *taken = NULL, *r, *next;
-    waiting_take(s, &taken, atomic_load(&s->d->shared.published), 0);
+    struct shared_view view;
+    shared_view_get(&s->d->shared, &view);
+    bool serves = view.phase == SHARED_RUNNING || view.phase == SHARED_STOPPING; /* else nothing is published any more, and all of them fail */
+    waiting_take(s, &taken, serves ? atomic_load(&s->d->shared.published) : UINT64_MAX, 0);
     DL_FOREACH_SAFE(taken, r, next) {
         DL_DELETE(taken, r);
         srv_read_ready(r);
@@ -132,14 +136,36 @@ void srv_read_called(struct request *r)
 
 /* --- Answering ------------------------------------------------------------------------------------------------------------------- */
 
+void srv_store_drop(struct service *s, bool end)
+{
+    if (!s->store || (!end && atomic_load(&s->d->store_generation) == s->store_generation))
+        return;
+    if (s->txn)
+        store_read_end(&s->txn);
+    store_close(&s->store);
+}
+
 int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err)
 {
-    int rc = s->txn ? store_read_renew(s->txn, err) : store_read_begin(s->d->store, &s->txn, err);
+    srv_store_drop(s, false);
+    if (!s->store && !(s->store = daemon_store(s->d, &s->store_generation)))
+        return err_set(err, RAFTDIR_EFAILED, "this node has no state that it may serve (it failed or was removed): ask another node");
+    int rc = s->txn ? store_read_renew(s->txn, err) : store_read_begin(s->store, &s->txn, err);
     if (rc != 0)
         return rc;
     if ((rc = store_meta_get(s->txn, meta_r, err)) != 0)
         store_read_reset(s->txn);
     return rc;
+}
+
+void srv_corrupt(struct service *s, const char *why)
+{
+    char text[ERR_TEXT_LEN];
+    logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s", why);
+    if (atomic_load(&s->d->store_generation) != s->store_generation)
+        return; /* another state has taken this one's place meanwhile */
+    snprintf(text, sizeof text, "a record of the state is corrupt: %.400s; rebuild this node from its peers: raftdirctl cluster rebuild", why);
+    consensus_fail(s->d->consensus, RAFTDIR_ECORRUPT, text);
 }
 
 void srv_txn_done(struct service *s)
@@ -188,8 +214,10 @@ static void answer_row(struct request *r, const struct store_meta *meta, const s
 static void answer_not_found(struct request *r, const struct store_meta *meta, int code, const struct err *err)
 {
     srv_txn_done(r->service);
-    if (code == RAFTDIR_ECORRUPT)
-        logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s; run raftdirctl verify, and rebuild this node from its peers", err->text);
+    if (code == RAFTDIR_ECORRUPT) {
+        srv_corrupt(r->service, err->text);
+        code = RAFTDIR_EFAILED; /* this node's fault: the client asks another */
+    }
     Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
     f.code = code;
     f.message = (char *)(uintptr_t)(*err->text ? err->text : err_text(code));
@@ -251,6 +279,8 @@ static void answer_barrier(struct request *r)
 
 void srv_read_ready(struct request *r)
 {
+    if (!srv_phase_allows(r)) /* again: it may have failed, or been removed, while the request waited */
+        return;
     if (srv_client_backed_up(r->client)) {
         srv_client_backed_up_set(r->client);
         srv_request_block(r);

@@ -44,7 +44,7 @@ void srv_hello(struct request *r)
         if (*details->endpoints[i])
             endpoints[h.n_endpoints++] = details->endpoints[i];
     h.has_uuid = true;
-    h.uuid.data = d->uuid;
+    h.uuid.data = view.uuid;
     h.uuid.len = NODE_UUID_LEN;
     h.cert_name = d->cert_name;
     h.peer_address = d->config->peer_advertise;
@@ -103,16 +103,11 @@ static Raftdir__Client__ImageProgress *image_fill(Raftdir__Client__ImageProgress
 /* What the state says of itself; nothing where there is none to trust. */
 static void state_fill(struct request *r, Raftdir__Client__FromNode *f, Raftdir__Client__StatusResult *s, struct store_meta *meta)
 {
-    struct daemon *d = r->service->d;
     struct err err = {0};
-    unsigned generation;
-    struct store *store = daemon_store(d, &generation);
-    if (!store)
-        return;
     if (srv_txn(r->service, meta, &err) == 0) {
         srv_txn_done(r->service);
         s->has_state_bytes = s->has_mailboxes = s->has_digest = true;
-        s->state_bytes = store_used_len(store);
+        s->state_bytes = store_used_len(r->service->store);
         s->published_index = meta->applied_index; /* of the digest beside it */
         s->mailboxes = meta->mailboxes;
         s->digest.data = meta->digest;
@@ -120,7 +115,6 @@ static void state_fill(struct request *r, Raftdir__Client__FromNode *f, Raftdir_
         f->has_index = true;
         f->index = meta->applied_index;
     }
-    store_close(&store);
 }
 
 /* Space, images, alarms. */

@@ -1,8 +1,15 @@
 /* thread_apply.c - see thread_apply.h.
  *
  * Happy path: push -> what is queued becomes one batch (up to APPLY_BATCH_ENTRIES) -> apply_batch_run: one commit -> published -> applied.
- * No space: nothing was applied; the batch is tried again every second, reads go on, an alarm is in the log.
- * Any other error: the batch goes back with it, and nothing more is applied: the state may not go its own way. */
+ * No space: nothing was applied; the batch is tried again every second, reads go on, an alarm is in the log. That is sound: a commit that failed left nothing
+ * that a later one builds on, each writes all its pages anew.
+ * The disk refuses (EIO): `broken`, the process ends and never tries again: what the page cache says is no longer what the disk has. The state is then that of
+ * the last commit that reached the disk, and the rest comes from the log at the next start.
+ * Any other error: the batch goes back with it, and nothing more is applied: the state may not go its own way.
+ *
+ * Syncing: a commit flushes the data, not the page that makes it the newest state (store.c). After STATE_SYNC_LEN or STATE_SYNC_ENTRIES, and when nothing has come
+ * for SYNC_IDLE_MS, store_sync does that, and `synced` says up to where the log isn't needed any more. A sync that failed for want of space is repeated only after
+ * another commit, which writes that page anew: repeated at once it would succeed without having written what failed. */
 #include "thread_apply.h"
 #include <raft.h>
 #include <stddef.h>
@@ -12,6 +19,8 @@
 #include "mem.h"
 #include "worker.h"
 
+#define SYNC_IDLE_MS 1000
+
 _Static_assert(offsetof(struct apply_batch, next) == 0, "an apply_batch is a worker_item");
 
 struct apply_thread {
@@ -20,6 +29,7 @@ struct apply_thread {
     struct worker *worker;
     /* the thread's own */
     uint64_t configuration_index;
+    uint64_t unsynced_len, unsynced_entries;
     bool broken;
 };
 
@@ -104,6 +114,61 @@ static struct apply_batch *merge(struct apply_batch *list)
     return all;
 }
 
+/* --- Syncing ------------------------------------------------------------------------------------------------------------------ */
+
+static int synced_get(struct store *store, struct apply_synced *s, struct err *err)
+{
+    struct store_txn *txn;
+    struct store_meta meta;
+    const uint8_t *data;
+    int rc = store_read_begin(store, &txn, err);
+    if (rc != 0)
+        return rc;
+    if ((rc = store_meta_get(txn, &meta, err)) == 0 && (rc = store_configuration_get(txn, &data, &s->configuration_len, &s->configuration_index, err)) == 0) {
+        s->index = meta.applied_index;
+        s->term = meta.applied_term;
+        if (s->configuration_len) {
+            s->configuration = mem_alloc(s->configuration_len);
+            memcpy(s->configuration, data, s->configuration_len);
+        }
+    }
+    store_read_end(&txn);
+    return rc;
+}
+
+static void broken(struct apply_thread *t, int code, const struct err *err)
+{
+    if (t->broken)
+        return;
+    t->broken = true;
+    t->ops.broken(t->ops.data, code, err->text);
+}
+
+static void sync_state(struct apply_thread *t)
+{
+    struct apply_synced s = {0};
+    struct err err = {0};
+    t->unsynced_len = t->unsynced_entries = 0;
+    int rc = store_sync(t->store, &err);
+    if (rc == RAFTDIR_ENOSPC) {
+        logger_limited(LOGGER_WARN, "apply", "no space to flush the state: %s", err.text);
+        return;
+    }
+    if (rc == 0 && (rc = synced_get(t->store, &s, &err)) == 0)
+        t->ops.synced(t->ops.data, &s); /* this thread is the only writer: what it reads is what was flushed */
+    else
+        broken(t, rc, &err);
+}
+
+static void idle(void *data)
+{
+    struct apply_thread *t = data;
+    if (t->unsynced_entries && !t->broken)
+        sync_state(t);
+}
+
+/* --- Applying ------------------------------------------------------------------------------------------------------------------ */
+
 /* false: stopped while there was no space. */
 static bool run_batch(void *data, struct worker_item *items)
 {
@@ -111,6 +176,10 @@ static bool run_batch(void *data, struct worker_item *items)
     struct apply_batch *batch = merge((struct apply_batch *)items);
     bool alarmed = false, changed = false;
     struct apply_members members;
+    uint64_t len = 0;
+    unsigned n = batch->n;
+    for (unsigned i = 0; i < n; i++)
+        len += batch->entries[i]->len;
     if (t->broken) { /* it waits in the log for the day when this node can */
         apply_batch_destroy(&batch);
         return true;
@@ -121,6 +190,8 @@ static bool run_batch(void *data, struct worker_item *items)
         apply_batch_run(t->store, batch);
         if (batch->status != RAFTDIR_ENOSPC)
             break;
+        if (t->ops.release(t->ops.data))
+            continue;
         if (!alarmed)
             logger_line(LOGGER_ERROR, "apply", "ALARM: no space for the state (%s): this node's state stands still, reads go on; make room on data_dir's disk", batch->err.text);
         else
@@ -145,9 +216,15 @@ static bool run_batch(void *data, struct worker_item *items)
             changed = batch->status == 0;
         }
     }
+    if (batch->status == RAFTDIR_EIO)
+        broken(t, batch->status, &batch->err);
     if (batch->status != 0)
         t->broken = true;
     t->ops.applied(t->ops.data, batch, changed ? &members : NULL);
+    t->unsynced_len += len;
+    t->unsynced_entries += n;
+    if (!t->broken && (t->unsynced_len >= STATE_SYNC_LEN || t->unsynced_entries >= STATE_SYNC_ENTRIES))
+        sync_state(t);
     return true;
 }
 
@@ -156,7 +233,8 @@ int apply_thread_start(struct store *store, const struct apply_thread_ops *ops, 
     struct apply_thread *t = mem_calloc(1, sizeof *t);
     t->store = store;
     t->ops = *ops;
-    int rc = worker_start(&(struct worker_ops){.data = t, .name = "apply", .last = last_of_commit, .run = run_batch, .drop = drop}, &t->worker, err);
+    struct worker_ops ops_of_worker = {.data = t, .name = "apply", .last = last_of_commit, .run = run_batch, .drop = drop, .idle = idle, .idle_ms = SYNC_IDLE_MS};
+    int rc = worker_start(&ops_of_worker, &t->worker, err);
     if (rc != 0) {
         free(t);
         return rc;

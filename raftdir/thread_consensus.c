@@ -32,6 +32,8 @@ void consensus_status_update(struct consensus *c, uint64_t now)
     struct node_status s;
     node_status_get(c->node, now, &s);
     shared_status_set(&c->d->shared, &s, now);
+    c->image.needed = s.image_needed;
+    atomic_store(&c->d->shared.log_len, seglog_used_len(c->d->log)); /* the log itself may be replaced by an image's; nobody else looks at it */
     if (now - c->details_ms >= DETAILS_REFRESH_MS || c->role_dirty) {
         c->details_ms = now;
         struct node_peer list[MEMBERS_MAX];
@@ -49,52 +51,53 @@ void consensus_status_update(struct consensus *c, uint64_t now)
     c->role_dirty = false;
 }
 
-void consensus_node_end(struct consensus *c)
+/* A restart would serve again what was found to be wrong, until it is found again. */
+static void failure_keep(struct consensus *c)
 {
-    if (!c->node)
+    struct err err = {0};
+    if (datadir_failure_set(c->d->datadir, c->why, &err) != 0)
+        logger_line(LOGGER_WARN, "consensus", "that can't be noted down (%s): a restart may serve this state again, until the fault is found again", err.text);
+}
+
+void consensus_end_check(struct consensus *c)
+{
+    if (c->ended || (!c->failed && !c->removed))
         return;
-    struct node_status s;
-    uint64_t now = shared_now_ms();
-    node_status_get(c->node, now, &s);
-    s.leader = 0;
-    s.quorum = false;
-    shared_status_set(&c->d->shared, &s, now);
-    node_destroy(&c->node);
-    consensus_peers_stop(c);
+    c->ended = true;
+    if (c->failed) {
+        logger_line(LOGGER_ERROR, "consensus", "this node has FAILED and serves nothing but status: %s (%s)", c->why, err_name(c->failed));
+        shared_phase_set(&c->d->shared, SHARED_FAILED, c->why);
+        if (c->failed == RAFTDIR_ECORRUPT && c->node)
+            failure_keep(c); /* damage that a start met is met again at the next one; nothing is written then */
+    } else {
+        static const char why[] = "this node was removed from the cluster; to bring the machine back, use raftdirctl cluster rebuild, or move its data_dir away, start it and join it as a new node";
+        logger_line(LOGGER_WARN, "consensus", "%s", why);
+        shared_phase_set(&c->d->shared, SHARED_REMOVED, why);
+    }
+    consensus_member_close(c, false);
 }
 
 static void stop_go_on(struct consensus *c);
 
 static void turn_end(struct consensus *c)
 {
-    if (!c->node)
-        goto out;
     uint64_t now = shared_now_ms();
-    if (!c->failed && !c->removed) {
+    if (c->node && !c->failed && !c->removed) {
         node_flush(c->node, now);
         if (c->members_dirty) {
             c->members_dirty = false;
             consensus_members_update(c);
         }
         consensus_status_update(c, now);
+        if (!c->failed)
+            consensus_image_turn(c, now);
     }
-    if (c->failed) {
-        logger_line(LOGGER_ERROR, "consensus", "this node has FAILED and serves nothing but status: %s (%s)", c->why, err_name(c->failed));
-        shared_phase_set(&c->d->shared, SHARED_FAILED, c->why);
-        consensus_node_end(c);
-        goto out;
+    consensus_end_check(c);
+    if (c->node) {
+        now = shared_now_ms();
+        uint64_t deadline = node_deadline(c->node, now);
+        uv_timer_start(&c->timer, on_timer, deadline > now ? deadline - now : 0, 0);
     }
-    if (c->removed) {
-        static const char why[] = "this node was removed from the cluster; to bring the machine back, move its data_dir away, start it and join it as a new node";
-        logger_line(LOGGER_WARN, "consensus", "%s", why);
-        shared_phase_set(&c->d->shared, SHARED_REMOVED, why);
-        consensus_node_end(c);
-        goto out;
-    }
-    now = shared_now_ms();
-    uint64_t deadline = node_deadline(c->node, now);
-    uv_timer_start(&c->timer, on_timer, deadline > now ? deadline - now : 0, 0);
-out:
     if (c->stopping)
         stop_go_on(c);
 }
@@ -182,7 +185,7 @@ static void on_log_done(struct consensus *c, struct log_done *done)
         struct log_batch *b = done->batches;
         done->batches = b->next;
         b->next = NULL;
-        if (c->node)
+        if (c->node && done->life == c->life)
             node_log_written(c->node, shared_now_ms(), b, done->status);
         else
             log_batch_destroy(&b);
@@ -192,15 +195,37 @@ static void on_log_done(struct consensus *c, struct log_done *done)
 
 static void on_apply_done(struct consensus *c, struct apply_done *done)
 {
-    if (c->node)
-        node_applied(c->node, shared_now_ms(), done->batch);
-    else
+    if (!c->node || done->life != c->life) {
         apply_batch_destroy(&done->batch);
-    if (done->changed) {
-        c->applied_members = done->members;
-        c->removed = c->removed || apply_members_removed(&c->applied_members, c->identity.node_id);
+    } else {
+        node_applied(c->node, shared_now_ms(), done->batch);
+        if (done->changed) {
+            c->applied_members = done->members;
+            c->removed = c->removed || apply_members_removed(&c->applied_members, c->identity.node_id);
+        }
     }
     free(done);
+}
+
+static void on_synced(struct consensus *c, struct synced *synced)
+{
+    const struct apply_synced *s = &synced->state;
+    if (c->node && synced->life == c->life) {
+        struct node_synced told = {.index = s->index,
+                                   .term = s->term,
+                                   .configuration_index = s->configuration_index,
+                                   .configuration = s->configuration,
+                                   .configuration_len = s->configuration_len};
+        node_synced(c->node, shared_now_ms(), &told);
+    }
+    free(s->configuration);
+    free(synced);
+}
+
+static void on_trouble(struct consensus *c, const struct trouble *t)
+{
+    if (c->node && !c->removed) /* else there is nothing that could be served */
+        consensus_failed(c, t->code, t->why);
 }
 
 static void space_told(struct consensus *c)
@@ -211,6 +236,8 @@ static void space_told(struct consensus *c)
 
 static void on_space(struct consensus *c, const struct space *space)
 {
+    if (space->life != c->life)
+        return;
     if (space->apply)
         c->no_space_apply = space->lacking;
     else
@@ -254,7 +281,7 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
             free(msg);
             break;
         case CONSENSUS_FAIL:
-            consensus_failed(c, ((struct trouble *)msg)->code, ((struct trouble *)msg)->why);
+            on_trouble(c, (struct trouble *)msg);
             free(msg);
             break;
         case CONSENSUS_ROOM:
@@ -263,11 +290,14 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
             free(msg);
             break;
         case CONSENSUS_RESET:
-            consensus_call_done((struct consensus_call *)msg, RAFTDIR_EUNSUPPORTED);
+            consensus_reset(c, (struct consensus_call *)msg);
             break;
         case CONSENSUS_IMAGE:
-        case CONSENSUS_SYNCED:
+            consensus_image_said(c, (struct image_said *)msg);
             free(msg);
+            break;
+        case CONSENSUS_SYNCED:
+            on_synced(c, (struct synced *)msg);
             break;
         case CONSENSUS_RELOAD:
             reload = (struct reload *)msg;
@@ -292,9 +322,7 @@ static void stop_go_on(struct consensus *c)
     if (c->closing || (c->node && !c->failed && c->transfer_runs))
         return;
     c->closing = true;
-    consensus_node_end(c);
-    log_thread_stop(&c->log_thread);
-    apply_thread_stop(&c->apply_thread);
+    consensus_member_close(c, true);
     inbox_close(&c->inbox, NULL); /* what the threads still said is taken back here */
     uv_close((uv_handle_t *)&c->timer, NULL);
     uv_close((uv_handle_t *)&c->watch, NULL);
@@ -324,8 +352,18 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
     uv_check_start(&c->check, on_check);
     int rc = service_probe("peer_listen", d->config->peer_listen, err); /* an unconfigured node says so now, not when it joins */
     if (rc == 0 && datadir_identity(d->datadir)->cluster_id) {
+        char why[ERR_TEXT_LEN];
         c->identity = *datadir_identity(d->datadir);
-        rc = consensus_member_start(c, MAKE_RESTART, err);
+        if (datadir_failure_get(d->datadir, why, sizeof why, NULL) == 0)
+            rc = err_set(err, RAFTDIR_ECORRUPT, "%.400s (found in an earlier run)", why);
+        else
+            rc = consensus_member_start(c, MAKE_RESTART, err);
+        if (rc == RAFTDIR_ECORRUPT) {
+            shared_identity_set(&d->shared, c->identity.cluster_id, c->identity.incarnation, c->identity.node_id);
+            consensus_failed(c, rc, err->text);
+            rc = 0;
+        }
+        consensus_end_check(c); /* before anybody asks */
     }
     if (rc == 0) {
         rc = uv_thread_create(&c->thread, run, c);

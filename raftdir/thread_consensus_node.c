@@ -1,6 +1,6 @@
 /* thread_consensus_node.c - what the node wants of the world, and what the world says to the node: struct node_io, the log and apply threads, the peers.
  *
- * Calls of service threads end here, each exactly once. Failures: an I/O error of the log, or of term and vote: the daemon stops with EXIT_FAULT;
+ * Calls of service threads end here, each exactly once. Failures: an I/O error of the log, of the state, or of term and vote: the daemon stops with EXIT_FAULT;
  * the node's own end goes through consensus_failed. */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 #include <time.h>
 #include "consensus_internal.h"
 #include "logger.h"
+#include "thread_space.h"
 #include "thread_service.h"
 
 /* --- Calls go back to their service thread ----------------------------------------------------------------------------------- */
@@ -78,8 +79,11 @@ static int on_meta_write(void *data, uint64_t term, uint64_t voted_for)
     if (rc != 0) {
         logger_line(LOGGER_ERROR, "log", "term %" PRIu64 " and vote can't be made durable: %s", term, err.text);
         daemon_stop(c->d, EXIT_FAULT);
+        return rc;
     }
-    return rc;
+    c->term = term;
+    c->voted_for = voted_for;
+    return 0;
 }
 
 static void on_log_write(void *data, struct log_batch *batch)
@@ -127,6 +131,27 @@ static uint64_t on_wall_ms(void *data)
     return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+static void on_log_cut(void *data, uint64_t index)
+{
+    log_thread_cut(((struct consensus *)data)->log_thread, index);
+}
+
+static void on_image_wanted(void *data, uint64_t index, uint64_t term)
+{
+    (void)term;
+    ((struct consensus *)data)->image.wanted = index; /* looked at when the turn ends */
+}
+
+static void on_alarm(void *data, const char *text)
+{
+    if (!shared_alarm_set(&((struct consensus *)data)->d->shared, ALARM_DIFFERS, text))
+        return;
+    if (text)
+        logger_line(LOGGER_ERROR, "consensus", "ALARM: %s", text);
+    else
+        logger_line(LOGGER_WARN, "consensus", "the state of no member differs from this node's any more");
+}
+
 static void on_failed(void *data, int code, const char *why)
 {
     consensus_failed(data, code, why);
@@ -145,7 +170,10 @@ void consensus_node_io(struct consensus *c, struct node_io *io_r)
                              .members_changed = on_members_changed,
                              .role_changed = on_role_changed,
                              .failed = on_failed,
-                             .wall_ms = on_wall_ms};
+                             .wall_ms = on_wall_ms,
+                             .log_cut = on_log_cut,
+                             .image_wanted = on_image_wanted,
+                             .alarm = on_alarm};
 }
 
 /* --- From the log and apply threads ------------------------------------------------------------------------------------------------- */
@@ -155,6 +183,7 @@ static void on_written(void *data, struct log_batch *batches, int status)
     struct consensus *c = data;
     struct log_done *done = mem_calloc(1, sizeof *done);
     done->msg.kind = CONSENSUS_LOG_DONE;
+    done->life = c->life;
     done->batches = batches;
     done->status = status;
     inbox_push(&c->inbox, &done->msg.link); /* open until this thread has been joined */
@@ -164,6 +193,7 @@ static void space_tell(struct consensus *c, bool apply, bool lacking)
 {
     struct space *space = mem_calloc(1, sizeof *space);
     space->msg.kind = CONSENSUS_SPACE;
+    space->life = c->life;
     space->apply = apply;
     space->lacking = lacking;
     inbox_push(&c->inbox, &space->msg.link);
@@ -177,6 +207,13 @@ static void on_log_space(void *data, bool lacking)
 static void on_apply_space(void *data, bool lacking)
 {
     space_tell(data, true, lacking);
+}
+
+/* The ballast, if there is one (thread_space.h). */
+static bool on_release(void *data)
+{
+    struct daemon *d = ((struct consensus *)data)->d;
+    return d->space && space_watch_release(d->space);
 }
 
 static void on_log_broken(void *data, int code, const char *why)
@@ -199,6 +236,7 @@ static void on_applied(void *data, struct apply_batch *batch, const struct apply
     struct consensus *c = data;
     struct apply_done *done = mem_calloc(1, sizeof *done);
     done->msg.kind = CONSENSUS_APPLY_DONE;
+    done->life = c->life;
     done->batch = batch;
     done->changed = members != NULL;
     if (members)
@@ -206,17 +244,49 @@ static void on_applied(void *data, struct apply_batch *batch, const struct apply
     inbox_push(&c->inbox, &done->msg.link);
 }
 
+static void on_synced(void *data, struct apply_synced *state)
+{
+    struct consensus *c = data;
+    struct synced *synced = mem_calloc(1, sizeof *synced);
+    synced->msg.kind = CONSENSUS_SYNCED;
+    synced->life = c->life;
+    synced->state = *state;
+    inbox_push(&c->inbox, &synced->msg.link);
+}
+
+static void on_apply_broken(void *data, int code, const char *why)
+{
+    struct consensus *c = data;
+    logger_line(LOGGER_ERROR, "apply", "the state can't be written: %s (%s): this node stops, what it can't write is in the log; check the disk", why, err_name(code));
+    daemon_stop(c->d, EXIT_FAULT);
+}
+
 int consensus_threads_start(struct consensus *c, struct err *err)
 {
-    struct log_thread_ops log_ops = {.data = c, .space = on_log_space, .written = on_written, .broken = on_log_broken};
-    struct apply_thread_ops apply_ops = {.data = c, .space = on_apply_space, .published = on_published, .applied = on_applied};
+    struct log_thread_ops log_ops = {.data = c, .space = on_log_space, .release = on_release, .written = on_written, .broken = on_log_broken};
+    struct apply_thread_ops apply_ops = {.data = c,
+                                         .space = on_apply_space,
+                                         .release = on_release,
+                                         .published = on_published,
+                                         .applied = on_applied,
+                                         .synced = on_synced,
+                                         .broken = on_apply_broken};
     int rc = log_thread_start(c->d->log, &log_ops, &c->log_thread, err);
     if (rc != 0)
         return rc;
-    rc = apply_thread_start(c->d->store, &apply_ops, &c->apply_thread, err);
+    rc = apply_thread_start(c->store, &apply_ops, &c->apply_thread, err);
     if (rc != 0)
         log_thread_stop(&c->log_thread);
     return rc;
+}
+
+/* What they have said so far is in the inbox, and is dropped there: it was for a node that is no more. */
+void consensus_threads_stop(struct consensus *c)
+{
+    log_thread_stop(&c->log_thread);
+    apply_thread_stop(&c->apply_thread);
+    c->life++;
+    c->no_space_log = c->no_space_apply = false;
 }
 
 /* --- Peers ----------------------------------------------------------------------------------------------------------------------------- */
@@ -246,6 +316,11 @@ static void on_removed_by_peer(void *data, uint64_t by)
     c->removed = true;
 }
 
+static void on_peer_image(void *data, uint64_t from, int fd, SSL *ssl, const Raftdir__Image__Request *request)
+{
+    image_senders_take(((struct consensus *)data)->senders, from, fd, ssl, request);
+}
+
 static void on_peer_log(void *data, int level, const char *text)
 {
     (void)data;
@@ -254,20 +329,26 @@ static void on_peer_log(void *data, int level, const char *text)
 
 /* Until this node is in the configuration that it knows, that one may be old (it is catching up), and its leader may be one of those
  * that it was told of when it was adopted. */
-void consensus_members_update(struct consensus *c)
+size_t consensus_members(struct consensus *c, struct node_peer list_r[MEMBERS_MAX])
 {
-    struct node_peer list[MEMBERS_MAX];
-    size_t n = node_members(c->node, shared_now_ms(), list, MEMBERS_MAX);
+    size_t n = node_members(c->node, shared_now_ms(), list_r, MEMBERS_MAX);
     bool self = false;
     for (size_t i = 0; i < n; i++)
-        self = self || list[i].id == c->identity.node_id;
+        self = self || list_r[i].id == c->identity.node_id;
     for (size_t i = 0; !self && i < c->identity.members_n && n < MEMBERS_MAX; i++) {
         bool known = false;
         for (size_t k = 0; k < n; k++)
-            known = known || list[k].id == c->identity.members[i].id;
+            known = known || list_r[k].id == c->identity.members[i].id;
         if (!known)
-            list[n++] = c->identity.members[i];
+            list_r[n++] = c->identity.members[i];
     }
+    return n;
+}
+
+void consensus_members_update(struct consensus *c)
+{
+    struct node_peer list[MEMBERS_MAX];
+    size_t n = consensus_members(c, list);
     peers_members(c->peers, list, n);
     shared_members_set(&c->d->shared, list, n);
     shared_endpoint_set(&c->d->shared, c->identity.node_id, c->d->config->client_advertise);
@@ -294,6 +375,7 @@ int consensus_peers_start(struct consensus *c, const char *host, const char *por
                                .on_endpoint = on_peer_endpoint,
                                .removed = on_peer_removed,
                                .on_removed = on_removed_by_peer,
+                               .on_image = on_peer_image,
                                .log = on_peer_log};
     memcpy(po.uuid, d->uuid, NODE_UUID_LEN);
     int rc = peers_start(&po, &c->peers, err);

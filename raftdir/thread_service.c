@@ -59,6 +59,7 @@ static void on_tick(uv_timer_t *timer)
     srv_wait_expired(s, shared_now_ms());
     srv_clients_silent_close(s, shared_now_ms());
     srv_verify_progress(s);
+    srv_store_drop(s, false);
     if (!s->stopping && atomic_load(&s->d->stop_wanted) && atomic_load(&s->d->services_closing)) {
         s->stopping = true;
         if (s->has_tcp)
@@ -257,8 +258,7 @@ static void run(void *arg)
     struct service *s = arg;
     uv_timer_start(&s->tick, on_tick, SRV_TICK_MS, SRV_TICK_MS);
     uv_run(&s->loop, UV_RUN_DEFAULT);
-    if (s->txn)
-        store_read_end(&s->txn); /* a read transaction is this thread's */
+    srv_store_drop(s, true); /* a read transaction is this thread's */
 }
 
 int service_run(struct service *s, struct err *err)

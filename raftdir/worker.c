@@ -1,5 +1,6 @@
 /* worker.c - see worker.h. */
 #include "worker.h"
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
@@ -12,33 +13,72 @@ struct worker {
     pthread_cond_t cond;
     struct worker_item *head, **tail;
     bool stopping;
+    bool woken;  /* idle is wanted */
+    bool ran;    /* since the last idle */
 };
 
-/* The next run; NULL: the end. */
-static struct worker_item *take(struct worker *w)
+static struct timespec after_ms(unsigned ms)
 {
-    struct worker_item *list = NULL;
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    at.tv_sec += ms / 1000;
+    at.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (at.tv_nsec >= 1000000000) {
+        at.tv_sec++;
+        at.tv_nsec -= 1000000000;
+    }
+    return at;
+}
+
+/* Waits, under the mutex, for something to do. */
+static void await(struct worker *w)
+{
+    bool timed = w->ops.idle && w->ops.idle_ms && w->ran;
+    struct timespec until = {0};
+    if (timed)
+        until = after_ms(w->ops.idle_ms);
+    while (!w->head && !w->stopping && !w->woken) {
+        if (!timed)
+            pthread_cond_wait(&w->cond, &w->mutex);
+        else if (pthread_cond_timedwait(&w->cond, &w->mutex, &until) == ETIMEDOUT)
+            w->woken = true;
+    }
+}
+
+/* The next thing to do: a run (*list_r), or idle (NULL there). false: the end. */
+static bool take(struct worker *w, struct worker_item **list_r)
+{
+    bool more = true;
+    *list_r = NULL;
     pthread_mutex_lock(&w->mutex);
-    while (!w->head && !w->stopping)
-        pthread_cond_wait(&w->cond, &w->mutex);
+    await(w);
     if (w->head && (!w->stopping || w->ops.drain)) {
-        list = w->head;
-        struct worker_item *last = w->ops.last(w->ops.data, list);
+        struct worker_item *last = w->ops.last(w->ops.data, w->head);
+        *list_r = w->head;
         w->head = last->next;
         if (!w->head)
             w->tail = &w->head;
         last->next = NULL;
+        w->ran = true;
+    } else if (w->stopping) {
+        more = false;
+    } else {
+        w->woken = w->ran = false;
     }
     pthread_mutex_unlock(&w->mutex);
-    return list;
+    return more;
 }
 
 static void *run(void *arg)
 {
     struct worker *w = arg;
     struct worker_item *list;
-    while ((list = take(w)) && w->ops.run(w->ops.data, list))
-        ;
+    while (take(w, &list)) {
+        if (!list)
+            w->ops.idle(w->ops.data);
+        else if (!w->ops.run(w->ops.data, list))
+            break;
+    }
     return NULL;
 }
 
@@ -75,11 +115,17 @@ void worker_push(struct worker *w, struct worker_item *item)
     pthread_mutex_unlock(&w->mutex);
 }
 
+void worker_wake(struct worker *w)
+{
+    pthread_mutex_lock(&w->mutex);
+    w->woken = true;
+    pthread_cond_signal(&w->cond);
+    pthread_mutex_unlock(&w->mutex);
+}
+
 bool worker_pause(struct worker *w)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec++;
+    struct timespec until = after_ms(1000);
     pthread_mutex_lock(&w->mutex);
     while (!w->stopping && pthread_cond_timedwait(&w->cond, &w->mutex, &until) == 0)
         ;

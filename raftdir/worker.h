@@ -19,9 +19,13 @@ struct worker_ops {
     /* On the thread. The list is given. false: the thread ends. */
     bool (*run)(void *data, struct worker_item *list);
     void (*drop)(struct worker_item *item); /* what was queued when the thread ended */
+    /* NULL: none. On the thread, while nothing is queued: soon after worker_wake, and once when nothing has come for idle_ms (0: never) after a run. */
+    void (*idle)(void *data);
+    unsigned idle_ms;
 };
 int worker_start(const struct worker_ops *ops, struct worker **worker_r, struct err *err);
 void worker_push(struct worker *w, struct worker_item *item); /* given */
+void worker_wake(struct worker *w); /* from any thread: idle is wanted */
 /* From within run: waits up to a second, or until worker_stop; true: stop. */
 bool worker_pause(struct worker *w);
 void worker_stop(struct worker **worker);
