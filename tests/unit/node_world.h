@@ -141,7 +141,7 @@ WORLD_FN void on_write_done(void *data, struct node_write *w, int code, const ui
     }
 }
 
-struct read {
+struct world_read {
     struct node_read r;
     int code, times;
     uint64_t index;
@@ -150,7 +150,7 @@ struct read {
 WORLD_FN void on_read_done(void *data, struct node_read *r, int code, uint64_t index)
 {
     (void)data;
-    struct read *x = (struct read *)r;
+    struct world_read *x = (struct world_read *)r;
     x->times++;
     x->code = code;
     x->index = index;

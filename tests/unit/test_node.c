@@ -23,7 +23,7 @@ static void sole_node_leads_and_writes(void **state)
 {
     (void)state;
     struct write x;
-    struct read r = {.r.deadline_ms = W.now + 3000};
+    struct world_read r = {.r.deadline_ms = W.now + 3000};
     node_make(1, 1);
     run(W.now + 20);
     assert_int_equal(leader(), 1);
@@ -195,7 +195,7 @@ static void a_read_needs_a_quorum_now(void **state)
     write_start(&x, l, 1, 1000);
     run(W.now + 100);
     for (int i = 1; i <= 3; i++) {
-        struct read r = {.r.deadline_ms = W.now + 3000};
+        struct world_read r = {.r.deadline_ms = W.now + 3000};
         node_read(W.nodes[i].node, W.now, &r.r);
         assert_int_equal(r.times, 0);
         run(W.now + 100);
@@ -203,7 +203,7 @@ static void a_read_needs_a_quorum_now(void **state)
         assert_int_equal(r.code, 0);
         assert_true(r.index >= x.index);
     }
-    struct read r = {.r.deadline_ms = W.now + 2000};
+    struct world_read r = {.r.deadline_ms = W.now + 2000};
     W.nodes[l].cut = true;
     node_read(W.nodes[l].node, W.now, &r.r); /* it still believes that it leads */
     run(W.now + 100);
@@ -218,7 +218,7 @@ static void many_reads_of_a_stalled_leader(void **state)
 {
     (void)state;
     enum { N = 40000 };
-    static struct read reads[N];
+    static struct world_read reads[N];
     three();
     int l = leader(), f = l % 3 + 1, other = 6 - l - f;
     W.nodes[other].cut = true;
