@@ -98,6 +98,7 @@ struct sim_config {
     unsigned cut_put_off;              /* chance that a cut is put off */
     unsigned image_ms;                 /* for an image, at most */
     unsigned image_break, image_damage; /* chance that a connection breaks at a frame, that a frame arrives damaged */
+    bool busy_end;                     /* at the end all have to get level while clients go on */
     bool rot;                          /* a member's state may come to differ from the others' */
     bool disk_loss;                    /* a member may lose its disk */
 };

@@ -474,13 +474,43 @@ static const struct sim_node *unnoticed(void)
     return NULL;
 }
 
+/* A member that isn't level with the leader: it lacks what was committed three checks ago, or needs an image. NULL: none. */
+static const struct sim_node *behind(uint64_t index)
+{
+    struct raft_configuration conf;
+    const struct sim_node *found = NULL;
+    model_members(&conf);
+    for (unsigned i = 0; i < conf.n && !found; i++) {
+        const struct sim_node *n = conf.servers[i].id < IDS_MAX ? sim.by_id[conf.servers[i].id] : NULL;
+        if (n && !n->condemned && (!n->up || n->fetch || n->status.image_needed || n->applied_seen < index))
+            found = n;
+    }
+    raft_configuration_close(&conf);
+    return found;
+}
+
+/* Under writes first: everybody has to get level and to stay so for a while, images or not. */
+static bool level(void)
+{
+    static uint64_t before[3];
+    static unsigned checks;
+    const struct sim_node *n = behind(before[0]);
+    memmove(before, before + 1, sizeof before - sizeof *before);
+    before[2] = committed.n;
+    checks = n ? 0 : checks + 1;
+    if (n && sim.now > healed_at + CONVERGE_MS)
+        sim_violation("liveness", "%u ms after the last fault, under writes, member %" PRIu64 " doesn't keep up: it has applied %" PRIu64, CONVERGE_MS, n->id,
+                      n->applied_seen);
+    return checks >= 8;
+}
+
 static void no_more_clients(struct event *ev)
 {
     const struct sim_node *n = unnoticed();
     if (n && sim.now > healed_at + NOTICE_MS)
         sim_violation("divergence", "the state of member %" PRIu64 " differs from index %" PRIu64 " on; it has applied %" PRIu64 " and doesn't know it", n->id,
                       n->differs_from, n->applied_seen);
-    if (n) { /* until the next checkpoint */
+    if (n || (sim.config.busy_end && !level())) { /* until the next checkpoint */
         event_post(200, no_more_clients, NULL, NULL, NULL, ev->a);
         return;
     }

@@ -51,6 +51,8 @@ void check_bounded(struct sim_node *n)
     uint64_t keep_len = sim.config.log_keep_len ? sim.config.log_keep_len : LOG_KEEP_LEN;
     uint64_t keep_entries = sim.config.log_keep_entries ? sim.config.log_keep_entries : LOG_KEEP_ENTRIES;
     uint64_t hold_len = sim.config.log_hold_len_max ? sim.config.log_hold_len_max : LOG_HOLD_LEN_MAX;
+    if (hold_len < 2 * keep_len)
+        hold_len = 2 * keep_len;
     uint64_t len = 0, left = s->last_index + 1 - s->log_first, idle = 0, idle_len = 0;
     if (n->failed)
         return;

@@ -34,13 +34,14 @@ void fault_config(void)
     c->sync_max_ms = chance(500) ? 600 : 2500;
     c->log_keep_entries = chance(850) ? rnd_in(1, chance(600) ? 30 : 300) : 0;
     c->log_keep_len = chance(500) ? rnd_in(200, 20000) : 0;
-    c->log_hold_len_max = chance(500) ? rnd_in(1000, 100000) : 0;
+    c->log_hold_len_max = c->log_keep_len && chance(600) ? rnd_in(1000, 100000) : 0;
     c->log_unapplied_len_max = chance(200) ? rnd_in(1000, 30000) : 0;
     image_chunk_len = rnd_in(200, chance(500) ? 2000 : 20000);
     image_commit_len = chance(500) ? rnd_in(1, 50000) : IMAGE_COMMIT_LEN;
     c->segment_entries = chance(300) ? 1 : rnd_in(2, 40);
     c->cut_put_off = rnd_in(0, 600);
     c->image_ms = chance(700) ? rnd_in(20, 600) : rnd_in(600, 4000);
+    c->busy_end = !c->log_hold_len_max && !c->log_unapplied_len_max; /* else nobody promises that a member can catch up under writes */
     if (profile == PROFILE_CALM) {
         c->admin_min_ms = 500;
         c->admin_max_ms = 5000;
