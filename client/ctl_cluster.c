@@ -88,8 +88,14 @@ static void cares(FILE *out, const struct raftdir_node_status *s)
         if (!*image->phase)
             continue;
         ctl_bytes(image->bytes, bytes, sizeof bytes);
-        fprintf(out, "  %s: image of index %" PRIu64 " %s member %" PRIu64 ", %s: %" PRIu64 " of %" PRIu64 " rows, %s%s%s\n", s->node_name, image->index,
-                i < s->sending_n ? "to" : "from", image->member, image->phase, image->rows, image->rows_total, bytes, *image->problem ? "; " : "", image->problem);
+        if (!image->index) { /* nobody has answered yet */
+            fprintf(out, "  %s: an image is wanted, %s%s%s\n", s->node_name, image->phase, *image->problem ? ": " : "", image->problem);
+            continue;
+        }
+        fprintf(out, "  %s: image of index %" PRIu64 " %s member %" PRIu64 ", %s: ", s->node_name, image->index, i < s->sending_n ? "to" : "from", image->member, image->phase);
+        if (image->rows) /* who sends counts bytes */
+            fprintf(out, "%" PRIu64 " of %" PRIu64 " rows, ", image->rows, image->rows_total);
+        fprintf(out, "%s%s%s\n", bytes, *image->problem ? "; " : "", image->problem);
     }
 }
 
@@ -104,7 +110,7 @@ static void status_row(struct ctl_table *t, const struct raftdir_node_status *s,
         table_cell(t, COLOR_NONE, "-");
     bool fetches = *s->fetching.phase != 0;
     table_cell(t, !strcmp(s->state, "unconfigured") || fetches ? COLOR_WARN : bad ? COLOR_BAD : leads ? COLOR_GOOD : COLOR_NONE, "%s%s%s", s->state,
-               fetches ? ", fetching an image" : "", s->quorum || !s->node_id ? "" : " (no quorum)");
+               fetches ? ", fetching an image" : "", s->quorum || !s->node_id || fetches ? "" : " (no quorum)"); /* until it has caught up it can't know */
     table_cell(t, COLOR_NONE, "%s", s->role);
     table_cell(t, COLOR_NONE, "%" PRIu64, s->term);
     table_cell(t, COLOR_NONE, "%" PRIu64, s->applied_index);
