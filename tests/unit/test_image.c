@@ -658,6 +658,17 @@ static void test_order_of_frames(void **state)
         support_store_close(&staged);
     }
     free(long_one);
+    /* More rows than announced: refused at once, not when the disk is full of them. */
+    Raftdir__Image__Frame *header = raftdir__image__frame__unpack(NULL, f.at[0].len, f.at[0].data);
+    assert_non_null(header);
+    header->header->rows = 5;
+    stage(&s, &staged);
+    w = writer(&staged);
+    assert_int_equal(give(w, header, &err), 0);
+    raftdir__image__frame__free_unpacked(header, NULL);
+    assert_int_equal(image_writer_frame(w, f.at[1].data, f.at[1].len, &err), RAFTDIR_EPROTO);
+    image_writer_end(&w);
+    support_store_close(&staged);
     /* After a break: another image is refused, unless nothing has come yet. */
     grow(&s, 3, &r);
     frames_read(s.store, &other);
@@ -677,6 +688,59 @@ static void test_order_of_frames(void **state)
     frames_free(&other);
     support_store_close(&s);
     image_chunk_len = IMAGE_CHUNK_LEN;
+}
+
+/* Chunks with right sums whose rows aren't. */
+static void test_malformed_rows(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *what;
+        const char *data;
+        size_t len;
+    } cases[] = {
+        {"nothing", "", 0},
+        {"half a head", "\1\1\0", 3},
+        {"head only", "\1\1\0\0\0\0\0", 7},
+        {"key too long", "\1\3\0\0\0\0\0ab", 9},
+        {"value too long", "\1\1\0\3\0\0\0abc", 10},
+        {"value far too long", "\1\1\0\xff\xff\xff\xff" "abc", 10},
+        {"both far too long", "\1\xff\xff\xff\xff\xff\xff" "abc", 10},
+        {"no key", "\1\0\0\1\0\0\0a", 8},
+        {"unknown table", "\x0d\1\0\1\0\0\0ab", 9},
+        {"a second one cut off", "\1\1\0\1\0\0\0ab\1\1\0\5\0\0\0b", 17},
+        {"a second one before the first", "\1\1\0\1\0\0\0ba\1\1\0\1\0\0\0aa", 18},
+    };
+    uint64_t r = support_seed();
+    struct support_store s, staged;
+    struct frames f;
+    struct err err = {0};
+    support_store_open(&s, 0);
+    grow(&s, 20, &r);
+    frames_read(s.store, &f);
+    uint8_t *large = malloc(IMAGE_CHUNK_LEN + 1);
+    assert_non_null(large);
+    memset(large, 1, IMAGE_CHUNK_LEN + 1);
+    for (size_t i = 0; i <= sizeof cases / sizeof *cases; i++) {
+        Raftdir__Image__Frame frame = RAFTDIR__IMAGE__FRAME__INIT;
+        Raftdir__Image__Chunk chunk = RAFTDIR__IMAGE__CHUNK__INIT;
+        bool last = i == sizeof cases / sizeof *cases;
+        chunk.data = last ? (ProtobufCBinaryData){IMAGE_CHUNK_LEN + 1, large} : (ProtobufCBinaryData){cases[i].len, (uint8_t *)(uintptr_t)cases[i].data};
+        chunk.checksum = image_chunk_sum(chunk.data.data, chunk.data.len, 0);
+        frame.body_case = RAFTDIR__IMAGE__FRAME__BODY_CHUNK;
+        frame.chunk = &chunk;
+        stage(&s, &staged);
+        struct image_writer *w = writer(&staged);
+        assert_int_equal(image_writer_frame(w, f.at[0].data, f.at[0].len, &err), 0);
+        int rc = give(w, &frame, &err);
+        if (rc != RAFTDIR_EPROTO)
+            fail_msg("%s: %d", last ? "too long" : cases[i].what, rc);
+        image_writer_end(&w);
+        support_store_close(&staged);
+    }
+    free(large);
+    frames_free(&f);
+    support_store_close(&s);
 }
 
 /* Nothing that the state can hold is too long for a frame. */
@@ -1107,7 +1171,7 @@ int main(int argc, char **argv)
         cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip), cmocka_unit_test(test_damaged_frames), cmocka_unit_test(test_wrong_rows), cmocka_unit_test(test_headers),
-        cmocka_unit_test(test_order_of_frames), cmocka_unit_test(test_longest_rows), cmocka_unit_test(test_positions), cmocka_unit_test(test_faults_at_the_source), cmocka_unit_test(test_check),
+        cmocka_unit_test(test_order_of_frames), cmocka_unit_test(test_malformed_rows), cmocka_unit_test(test_longest_rows), cmocka_unit_test(test_positions), cmocka_unit_test(test_faults_at_the_source), cmocka_unit_test(test_check),
         cmocka_unit_test(test_disk_full), cmocka_unit_test(test_pin), cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests_name("image", tests, NULL, NULL);

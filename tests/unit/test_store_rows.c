@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -17,8 +18,11 @@
 
 /* Flushes of this program and of LMDB come through here. */
 static unsigned flushes, flush_fails_at; /* 0: none */
+static bool dir_flushed;                 /* the last one was of a directory */
 static int flush(long call, int fd)
 {
+    struct stat st;
+    dir_flushed = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
     if (++flushes == flush_fails_at) {
         errno = EIO;
         return -1;
@@ -289,7 +293,7 @@ static void test_build(void **state)
         assert_int_equal(store_build_finish(build, &err), 0);
         store_build_end(&build);
         assert_null(build);
-        assert_true(flushes > before + 2);
+        assert_true(flushes > before + 2 && dir_flushed);
         if (every == 1000) {
             same_state(&s, &built, &l);
             assert_int_equal(store_build_begin(built.dir, NULL, &build, &err), RAFTDIR_EEXIST);
