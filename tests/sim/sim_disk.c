@@ -309,7 +309,7 @@ void disk_lose(struct sim_node *n, bool clone)
         log_copy(&old, &n->disk.log, n->disk.applied);
     sim.graves[n->id] = n->disk.log;
     n->disk.log = old;
-    n->disk.term = old.n ? old.e[old.n - 1]->term : 0;
+    n->disk.term = clone ? check_committed_term(n->disk.applied) : 0;
     n->disk.voted_for = 0;
     n->disk.slow_until = n->disk.full_until = 0;
 }
