@@ -65,6 +65,10 @@ void consensus_end_check(struct consensus *c)
         return;
     c->ended = true;
     if (c->failed) {
+        static const char advice[] = "; a new member can be made of it: raftdirctl cluster rebuild";
+        size_t len = strlen(c->why);
+        if (c->failed == RAFTDIR_ECORRUPT && !strstr(c->why, "raftdirctl") && len + sizeof advice <= sizeof c->why)
+            memcpy(c->why + len, advice, sizeof advice);
         logger_line(LOGGER_ERROR, "consensus", "this node has FAILED and serves nothing but status: %s (%s)", c->why, err_name(c->failed));
         shared_phase_set(&c->d->shared, SHARED_FAILED, c->why);
         if (c->failed == RAFTDIR_ECORRUPT && c->node)

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 #include "consensus_internal.h"
 #include "logger.h"
 #include "thread_service.h"
@@ -126,11 +127,16 @@ static int log_open(struct consensus *c, enum make make, struct seglog_found *fo
     return rc;
 }
 
-static int state_open(struct consensus *c, struct err *err)
+static int state_open(struct consensus *c, enum make make, struct err *err)
 {
     char path[PATH_MAX];
-    int rc = datadir_path(c->d->datadir, "state", path, sizeof path, err);
-    return rc != 0 ? rc : store_open(path, &(struct store_options){0}, &c->store, err);
+    int rc = datadir_path(c->d->datadir, "state/data.mdb", path, sizeof path, err);
+    if (rc != 0)
+        return rc;
+    if (make == MAKE_RESTART && access(path, F_OK) != 0) /* an empty one must not be made in its place */
+        return err_set(err, RAFTDIR_ECORRUPT, "%s, this node's state, is missing", path);
+    path[strlen(path) - strlen("/data.mdb")] = '\0';
+    return store_open(path, &(struct store_options){0}, &c->store, err);
 }
 
 int consensus_node_open(struct consensus *c, enum make make, struct seglog **staged, uint64_t base, struct err *err)
@@ -140,7 +146,7 @@ int consensus_node_open(struct consensus *c, enum make make, struct seglog **sta
     struct store_txn *txn = NULL;
     struct store_checkpoint *checkpoints = mem_calloc(DIGESTS_KEPT, sizeof *checkpoints);
     struct node_boot boot = {0};
-    int rc = state_open(c, err);
+    int rc = state_open(c, make, err);
     if (rc != 0)
         goto free_checkpoints;
     rc = staged ? log_take(c, staged, base, &found) : log_open(c, make, &found, err);
