@@ -154,6 +154,7 @@ struct node_status {
     enum node_space space; /* this node's own */
     bool writes_limited;   /* as a leader it admits only writes that don't grow the state, or none */
     uint64_t differs_id, differs_index; /* a member whose digest differs from ours there, and this node isn't known to be the wrong one; 0: none */
+    bool differs_undecided; /* a member's digest differs, and no majority is known to say that it is the wrong one: this state must not be copied to others */
 };
 void node_status_get(struct node *n, uint64_t now, struct node_status *status_r);
 

@@ -404,9 +404,11 @@ void node_digests_status(const struct node *n, struct node_status *s)
     const struct digest_member *first = NULL;
     for (size_t i = 0; i < n->digests.members_n; i++) {
         const struct digest_member *m = n->digests.members[i];
+        if (!m->differs_index || !node_server(n, m->id))
+            continue;
+        s->differs_undecided |= m->alarmed != DIGEST_MEMBER_IS_WRONG;
         /* The most certain one; of equals, the one that has been so for longest. */
-        if (m->differs_index && node_server(n, m->id) &&
-            (!first || m->alarmed > first->alarmed || (m->alarmed == first->alarmed && m->differs_ms < first->differs_ms)))
+        if (!first || m->alarmed > first->alarmed || (m->alarmed == first->alarmed && m->differs_ms < first->differs_ms))
             first = m;
     }
     s->differs_id = first ? first->id : 0;

@@ -6,6 +6,8 @@
  * has if it names the pin, else from a new snapshot.
  * Broken connection: the pin is kept for pin_keep_ms. Given up before, with a Refusal where somebody listens: when the state has grown by pin_growth_max
  * since (pinned pages can't be used again), when this node's state may not be served any more, at the stop. A damaged record met on the way fails the node.
+ * While a member's digest differs and no majority says which of the two is right, neither sends: a copy of the wrong state would be a vote for it, and the majority
+ * that is made of the two would stop the node that is right (node_digest.c).
  * The rate is that of the node, all transfers together: a point in time that each piece sent moves on; pieces are small enough for a receiver's patience.
  *
  * Known limit: a receiver that takes its time keeps its place as long as the state doesn't grow. */
@@ -154,9 +156,23 @@ static int frame_send(struct place *p, const uint8_t *frame, size_t len, struct 
     return rc;
 }
 
+/* Nobody knows that this node's state is the wrong one. */
+static int digests_check(struct place *p, struct err *err)
+{
+    struct shared_view view;
+    shared_view_get(&p->s->d->shared, &view);
+    if (!view.status.differs_undecided)
+        return 0;
+    return err_set(err, RAFTDIR_ENOTREADY, "the states of this node and member %" PRIu64 " differ, and no majority says which is right: rebuild the wrong one first",
+                   view.status.differs_id);
+}
+
 /* May the pinned snapshot still be given to others? */
 static int worth_check(struct place *p, struct err *err)
 {
+    int rc = digests_check(p, err);
+    if (rc)
+        return rc;
     unsigned generation;
     struct store *store = daemon_store(p->s->d, &generation);
     bool served = store != NULL;
@@ -174,6 +190,9 @@ static int begin(struct place *p, struct err *err)
     struct daemon *d = p->s->d;
     struct shared_view view;
     unsigned generation;
+    int rc = digests_check(p, err);
+    if (rc)
+        return rc;
     shared_view_get(&d->shared, &view);
     struct store *store = daemon_store(d, &generation);
     if (!store)
@@ -182,7 +201,7 @@ static int begin(struct place *p, struct err *err)
         if (getrandom(&p->pin, sizeof p->pin, 0) != (ssize_t)sizeof p->pin)
             p->pin = now_ns();
     } while (!p->pin);
-    int rc = image_reader_begin(store, view.cluster_id, view.incarnation, p->pin, &p->reader, err);
+    rc = image_reader_begin(store, view.cluster_id, view.incarnation, p->pin, &p->reader, err);
     store_close(&store);
     if (rc)
         return rc;

@@ -844,6 +844,35 @@ static void refusals(void **state)
     assert_int_equal(failures, 0);
 }
 
+/* image_transfer/undecided: nobody knows which of two states is right: neither goes to a third member, which would make a majority of it. */
+static void undecided(void **state)
+{
+    (void)state;
+    struct sender *n1 = sender_start(1);
+    struct node_status differs = {.differs_id = 3, .differs_index = 1024, .differs_undecided = true}, decided = {.differs_id = 3, .differs_index = 1024};
+    int code, kind;
+    uint64_t pin, index;
+    n1->config.image_rate_len = 64u << 10;
+    struct tls_stream *s = ask(n1, FETCHER, 1, NULL); /* known in the middle of it */
+    assert_int_equal(next(s, &code, &pin, &index), HEADER);
+    shared_status_set(&n1->d.shared, &differs, shared_now_ms());
+    do
+        kind = next(s, &code, &pin, &index);
+    while (kind > 0 && kind != REFUSAL && kind != RAFTDIR__IMAGE__FRAME__BODY_END);
+    assert_int_equal(kind, REFUSAL);
+    assert_int_equal(code, RAFTDIR_ENOTREADY);
+    tls_stream_close(&s);
+    s = ask(n1, FETCHER, 1, NULL); /* known before */
+    assert_int_equal(next(s, &code, &pin, &index), REFUSAL);
+    assert_int_equal(code, RAFTDIR_ENOTREADY);
+    tls_stream_close(&s);
+    shared_status_set(&n1->d.shared, &decided, shared_now_ms()); /* the other one is known to be wrong */
+    s = ask(n1, FETCHER, 1, NULL);
+    assert_int_equal(next(s, &code, &pin, &index), HEADER);
+    tls_stream_close(&s);
+    assert_int_equal(failures, 0);
+}
+
 /* image_transfer/rate: the bytes a second that are configured, of all transfers together. */
 static void rate(void **state)
 {
@@ -1205,6 +1234,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(damaged, setup, teardown),   cmocka_unit_test_setup_teardown(villains, setup, teardown),
         cmocka_unit_test_setup_teardown(strangers, setup, teardown), cmocka_unit_test_setup_teardown(no_room, setup, teardown),
         cmocka_unit_test_setup_teardown(stop, setup, teardown),
+        cmocka_unit_test_setup_teardown(undecided, setup, teardown),
     };
     return cmocka_run_group_tests_name("image_transfer", tests, group_setup, group_teardown);
 }

@@ -71,6 +71,13 @@ static uint64_t differs(int id, uint64_t *index_r)
     return s.differs_id;
 }
 
+static bool undecided(int id)
+{
+    struct node_status s;
+    node_status_get(W.nodes[id].node, W.now, &s);
+    return s.differs_undecided;
+}
+
 static void nobody_failed(void)
 {
     for (int i = 1; i <= NODES; i++)
@@ -124,6 +131,7 @@ static void the_minority_fails(void **state)
             assert_non_null(strstr(W.nodes[i].alarm, text));
             assert_int_equal(differs(i, &index), wrong);
             assert_int_equal(index, FIRST);
+            assert_false(undecided(i)); /* these two may send images */
         }
         assert_true(leader() > 0 && leader() != wrong);
         write_to(FIRST + 5);
@@ -144,6 +152,7 @@ static void one_against_one_is_an_alarm(void **state)
         assert_non_null(strstr(W.nodes[i].alarm, "no majority of the 2 voters"));
         assert_int_equal(differs(i, &index), 3 - i);
         assert_int_equal(index, FIRST);
+        assert_true(undecided(i));
     }
     run(W.now + 10000);
     write_to(2 * FIRST); /* still so: no other alarm */
@@ -170,6 +179,7 @@ static void agreeing_again_ends_it(void **state)
     nobody_failed();
     for (int i = 1; i <= 2; i++) {
         assert_int_equal(differs(i, &index), 0);
+        assert_false(undecided(i));
         assert_string_equal(W.nodes[i].alarm, "");
     }
     W.nodes[2].flaw = 2;
