@@ -1,7 +1,8 @@
 /* thread_log.c - see thread_log.h.
  *
  * Happy path: push -> all queued batches, as far as they follow each other and fit LOG_FLUSH_LEN_MAX, in one seglog_write -> written.
- * Disk full: nothing was written; the same batches are tried again every second, an alarm is in the log meanwhile, nothing is acknowledged.
+ * Disk full: nothing was written; the same batches are tried again every second, an alarm is in the log meanwhile, nothing is acknowledged. What is to be cut
+ * goes before each try: segments that nobody needs any more may be all the room that is missing.
  * Cutting (log_thread_cut) removes whole files, which may take a while: it is done when no batch waits, or after a write when it has been due for CUT_LATE_MS, so
  * that a log that is never idle is cut all the same. A disk too full for that (a file system that copies on write) is tried again with the next cut or write.
  * Any other error is final (after a failed fsync the page cache may lie): `broken`, and every batch from then on comes back with the code. */
@@ -97,7 +98,9 @@ static bool write_out(void *data, struct worker_item *items)
     int rc = t->broken;
     while (rc == 0 && (rc = seglog_write(t->log, list, &err)) == RAFTDIR_ENOSPC) {
         rc = 0;
-        if (t->ops.release(t->ops.data))
+        uint64_t done = t->cut_done;
+        cut(t);
+        if (t->cut_done != done || t->ops.release(t->ops.data))
             continue;
         if (!alarmed)
             logger_line(LOGGER_ERROR, "log", "ALARM: no space for the log (%s): writes wait, nothing is lost or acknowledged; make room on data_dir's disk", err.text);
