@@ -134,7 +134,7 @@ static int join(struct ctl *c, raftdir *via, bool promote)
     if (exit_code)
         return exit_code;
     if (c->o.replace) {
-        bool voted;
+        bool voted = false;
         if ((exit_code = replaced_find(c, via, &j, &old, &voted)))
             return exit_code;
         promote = promote || voted;
