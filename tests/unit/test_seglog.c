@@ -1143,6 +1143,70 @@ static void scrub_any_log(void **state)
     seglog_close(&slog);
 }
 
+/* seglog/scrub_at_each_call: before and after each file call of a writer that writes and cuts, nothing is found. */
+static unsigned scrubs;
+static bool scrubbing;
+static void scrub_now(void)
+{
+    struct heard h;
+    if (!scrubbing)
+        return;
+    if (scrub(&h))
+        fail_msg("a false alarm: %s", h.text);
+    scrubs++;
+}
+static ssize_t s_pwritev(void *data, int fd, const struct iovec *iov, int n, off_t at)
+{
+    scrub_now();
+    ssize_t w = seglog_io_system.pwritev(data, fd, iov, n, at);
+    scrub_now();
+    return w;
+}
+static int s_sync(void *data, int fd)
+{
+    (void)data, (void)fd;
+    scrub_now();
+    return 0;
+}
+static int s_rename(void *data, const char *from, const char *to)
+{
+    scrub_now();
+    int rc = seglog_io_system.rename(data, from, to);
+    scrub_now();
+    return rc;
+}
+static int s_unlink(void *data, const char *path)
+{
+    scrub_now();
+    return seglog_io_system.unlink(data, path);
+}
+
+static void scrub_at_each_call(void **state)
+{
+    (void)state;
+    struct seglog_io io = seglog_io_system;
+    io.pwritev = s_pwritev;
+    io.fsync = io.fdatasync = s_sync;
+    io.rename = s_rename;
+    io.unlink = s_unlink;
+    const struct seglog_options o = {.segment_len = 5 * 4096, .io = &io};
+    small_log(2, true);
+    maybe = acked;
+    scrubbing = false;
+    reopen(&o);
+    scrubbing = true;
+    for (int i = 0; i < 40; i++) {
+        struct log_batch *b = batch_make(&acked, acked.last + 1, 1, 300);
+        assert_int_equal(seglog_write(slog, b, NULL), 0);
+        batches_free(b);
+        if (i % 9 == 8)
+            assert_int_equal(seglog_cut(slog, acked.last - 2, NULL), 0);
+    }
+    scrubbing = false;
+    assert_true(scrubs > 150);
+    seglog_close(&slog);
+}
+
 /* seglog/scrub_beside_write: never a false alarm, whatever is written, cut and voted meanwhile. */
 static int no_sync(void *data, int fd)
 {
@@ -1258,7 +1322,7 @@ int main(void)
         cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
         cmocka_unit_test(base),         cmocka_unit_test(base_flips),        cmocka_unit_test(base_torn),       cmocka_unit_test(base_in_the_middle),
         cmocka_unit_test(cut_across_an_empty_segment), cmocka_unit_test(almost_nothing_left), cmocka_unit_test(cut_gives_space_back),
-        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write), cmocka_unit_test(scrub_large),
+        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write), cmocka_unit_test(scrub_large), cmocka_unit_test(scrub_at_each_call),
     };
     if (getenv("TEST")) /* a pattern of names */
         cmocka_set_test_filter(getenv("TEST"));
