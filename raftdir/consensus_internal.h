@@ -76,6 +76,7 @@ struct space {
 };
 struct trouble {
     struct consensus_msg msg;
+    unsigned generation; /* of the state it was found in */
     int code;
     char why[ERR_TEXT_LEN];
 };

@@ -162,10 +162,8 @@ void srv_corrupt(struct service *s, const char *why)
 {
     char text[ERR_TEXT_LEN];
     logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s", why);
-    if (atomic_load(&s->d->store_generation) != s->store_generation)
-        return; /* another state has taken this one's place meanwhile */
     snprintf(text, sizeof text, "a record of the state is corrupt: %.400s; rebuild this node from its peers: raftdirctl cluster rebuild", why);
-    consensus_fail(s->d->consensus, RAFTDIR_ECORRUPT, text);
+    consensus_fail(s->d->consensus, s->store_generation, RAFTDIR_ECORRUPT, text);
 }
 
 void srv_txn_done(struct service *s)

@@ -228,7 +228,7 @@ static void on_synced(struct consensus *c, struct synced *synced)
 
 static void on_trouble(struct consensus *c, const struct trouble *t)
 {
-    if (c->node && !c->removed) /* else there is nothing that could be served */
+    if (c->node && !c->removed && t->generation == atomic_load(&c->d->store_generation)) /* else there is nothing that could be served, or it is another state now */
         consensus_failed(c, t->code, t->why);
 }
 
@@ -394,10 +394,11 @@ void consensus_submit(struct consensus *c, struct consensus_call *call)
     }
 }
 
-void consensus_fail(struct consensus *c, int code, const char *why)
+void consensus_fail(struct consensus *c, unsigned generation, int code, const char *why)
 {
     struct trouble *t = mem_calloc(1, sizeof *t);
     t->msg.kind = CONSENSUS_FAIL;
+    t->generation = generation;
     t->code = code;
     snprintf(t->why, sizeof t->why, "%s", why);
     if (!inbox_push(&c->inbox, &t->msg.link))

@@ -55,8 +55,9 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
 void consensus_submit(struct consensus *c, struct consensus_call *call);
 /* New certificates: takes a reference. */
 void consensus_reload(struct consensus *c, SSL_CTX *tls);
-/* This node's state or log can't be trusted (a record's checksum, the scrub): it stops serving, and says why. From any thread; the first reason stays. */
-void consensus_fail(struct consensus *c, int code, const char *why);
+/* This node's state or log can't be trusted (a record's checksum, the scrub): it stops serving, and says why. From any thread; the first reason stays. `generation`
+ * is that of the state it was found in (daemon_store): of one whose place an image has taken meanwhile it says nothing about this node. */
+void consensus_fail(struct consensus *c, unsigned generation, int code, const char *why);
 /* How much room there is on data_dir's disk and in the map. From any thread. */
 void consensus_space(struct consensus *c, enum node_space space);
 /* Transfers leadership, ends every call, joins the thread. Store and log stay open; calls may still be submitted. */

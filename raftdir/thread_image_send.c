@@ -5,7 +5,7 @@
  * A receiver has one place: a newer connection of the same receiver takes it over from an older one, whatever that is doing. It goes on behind what the receiver
  * has if it names the pin, else from a new snapshot.
  * Broken connection: the pin is kept for pin_keep_ms. Given up before, with a Refusal where somebody listens: when the state has grown by pin_growth_max
- * since (pinned pages can't be used again), when this node's state may not be served any more, at the stop. A damaged record met on the way fails the node.
+ * since (pinned pages can't be used again), when this node's state may not be served any more or an image has taken its place, at the stop. A damaged record met on the way fails the node.
  * While a member's digest differs and no majority says which of the two is right, neither sends: a copy of the wrong state would be a vote for it, and the majority
  * that is made of the two would stop the node that is right (node_digest.c).
  * The rate is that of the node, all transfers together: a point in time that each piece sent moves on; pieces are small enough for a receiver's patience.
@@ -59,6 +59,7 @@ struct place {
     struct visitor now;
     struct tls_stream *stream;
     struct image_reader *reader;
+    unsigned generation; /* of the state that `reader` reads */
     uint64_t pin, began_ms;
     struct shared_image shown;
 };
@@ -179,6 +180,8 @@ static int worth_check(struct place *p, struct err *err)
     store_close(&store);
     if (!served)
         return err_set(err, RAFTDIR_ENOTREADY, "this node's state may not be served any more");
+    if (generation != p->generation) /* its files are removed, but stay on the disk as long as somebody reads them */
+        return err_set(err, RAFTDIR_EBUSY, "an image has taken the place of this node's state: ask for a newer one");
     uint64_t growth = image_reader_growth(p->reader);
     if (growth > image_limits.pin_growth_max)
         return err_set(err, RAFTDIR_EBUSY, "the state has grown by %" PRIu64 " bytes since the image was begun: ask for a newer one", growth);
@@ -189,12 +192,11 @@ static int begin(struct place *p, struct err *err)
 {
     struct daemon *d = p->s->d;
     struct shared_view view;
-    unsigned generation;
     int rc = digests_check(p, err);
     if (rc)
         return rc;
     shared_view_get(&d->shared, &view);
-    struct store *store = daemon_store(d, &generation);
+    struct store *store = daemon_store(d, &p->generation);
     if (!store)
         return err_set(err, RAFTDIR_ENOTREADY, "this node has no state that it may serve");
     do { /* not 0, and not what an earlier transfer had */
@@ -354,7 +356,7 @@ static void transfer(struct place *p)
             (void)refusal_send(p->stream, rc, err.text);
         tls_stream_close(&p->stream);
         if (rc == RAFTDIR_ECORRUPT) /* a record of our own state */
-            consensus_fail(p->s->d->consensus, rc, err.text);
+            consensus_fail(p->s->d->consensus, p->generation, rc, err.text);
         if (rc == 0) {
             logger_line(LOGGER_INFO, "image", "member %" PRIu64 " has the image at index %" PRIu64 ": %" PRIu64 " rows, %" PRIu64 " bytes sent, %.1f s", p->to, p->shown.index,
                         p->shown.rows_total, p->shown.bytes, (double)(shared_now_ms() - p->began_ms) / 1000);

@@ -134,7 +134,7 @@ int scrub_run(struct scrub_run *run, struct err *err)
                  run->texts_n ? run->texts[0] : "");
         logger_line(LOGGER_ERROR, "scrub", "ALARM: %s", why);
         shared_alarm_set(&d->shared, ALARM_SCRUB, why);
-        consensus_fail(d->consensus, RAFTDIR_ECORRUPT, why);
+        consensus_fail(d->consensus, run->generation, RAFTDIR_ECORRUPT, why);
     } else {
         shared_alarm_set(&d->shared, ALARM_SCRUB, NULL);
         shared_scrubbed(&d->shared, shared_now_ms());
