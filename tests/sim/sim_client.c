@@ -173,6 +173,14 @@ static bool definite(int code)
     return code == RAFTDIR_ENOQUORUM || (code == RAFTDIR_ENOSPC && sim.config.fifo);
 }
 
+static bool somebody_is_low(void)
+{
+    for (unsigned i = 0; i < sim.config.slots; i++)
+        if (sim.nodes[i].up && sim.nodes[i].space == NODE_SPACE_LOW)
+            return true;
+    return false;
+}
+
 /* The node's answer, or its death. */
 void client_write_done(struct sim_write *w, int code, const uint8_t *result, size_t len)
 {
@@ -200,7 +208,7 @@ void client_write_done(struct sim_write *w, int code, const uint8_t *result, siz
             sim.stats.acks++;
         else if (code != RAFTDIR_ECANCELED && code != RAFTDIR_EFAILED && code != RAFTDIR_ELIMIT && code != RAFTDIR_ENOTLEADER)
             sim_violation("answer", "member %" PRIu64 " ends a write with %s", n->id, err_name(code));
-        if (planted(PLANT_DENY_DELETE) && n->space == NODE_SPACE_LOW && !code)
+        if (planted(PLANT_DENY_DELETE) && somebody_is_low() && !code)
             code = RAFTDIR_ENOSPC;
         check_no_space(w, code);
         if (!code && !told_wrong(w)) {

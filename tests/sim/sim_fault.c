@@ -113,7 +113,7 @@ static void strike(struct event *ev)
     } else if (what < 86) {
         if (n)
             node_pause(n, rnd_in(50, 3500));
-    } else if (what < 92) {
+    } else if (what < 90) {
         if (n) {
             n->disk.slow_until = sim.now + rnd_in(500, 4000);
             TRACE("fault: the disk of machine %u is slow", n->slot + 1);
