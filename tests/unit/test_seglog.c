@@ -1207,6 +1207,44 @@ static void scrub_at_each_call(void **state)
     seglog_close(&slog);
 }
 
+/* seglog/scrub_beside_vote: one that reads the copies while they are written says nothing wrong of them. */
+static pthread_t scrubber;
+static void *scrub_once(void *data)
+{
+    (void)data;
+    struct heard h;
+    return (void *)(uintptr_t)scrub(&h);
+}
+static ssize_t v_pwritev(void *data, int fd, const struct iovec *iov, int n, off_t at)
+{
+    if (scrubbing) {
+        scrubbing = false;
+        assert_int_equal(pthread_create(&scrubber, NULL, scrub_once, NULL), 0);
+        usleep(100000); /* it has read the old copies, and waits to compare them */
+    }
+    return seglog_io_system.pwritev(data, fd, iov, n, at);
+}
+
+static void scrub_beside_vote(void **state)
+{
+    (void)state;
+    struct seglog_io io = seglog_io_system;
+    io.pwritev = v_pwritev;
+    const struct seglog_options o = {.segment_len = SEGMENT_LEN, .io = &io};
+    small_log(2, true);
+    maybe = acked;
+    scrubbing = false;
+    reopen(&o);
+    for (uint64_t term = 5; term < 9; term++) {
+        void *problems;
+        scrubbing = true;
+        assert_int_equal(seglog_vote(slog, term, 1, NULL), 0);
+        pthread_join(scrubber, &problems);
+        assert_null(problems);
+    }
+    seglog_close(&slog);
+}
+
 /* seglog/scrub_beside_write: never a false alarm, whatever is written, cut and voted meanwhile. */
 static int no_sync(void *data, int fd)
 {
@@ -1322,7 +1360,7 @@ int main(void)
         cmocka_unit_test(bad_calls),    cmocka_unit_test(cuts),              cmocka_unit_test(begins_anywhere), cmocka_unit_test(vote_beside_write),
         cmocka_unit_test(base),         cmocka_unit_test(base_flips),        cmocka_unit_test(base_torn),       cmocka_unit_test(base_in_the_middle),
         cmocka_unit_test(cut_across_an_empty_segment), cmocka_unit_test(almost_nothing_left), cmocka_unit_test(cut_gives_space_back),
-        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write), cmocka_unit_test(scrub_large), cmocka_unit_test(scrub_at_each_call),
+        cmocka_unit_test(scrub_flips),  cmocka_unit_test(scrub_missing),     cmocka_unit_test(scrub_any_log),   cmocka_unit_test(scrub_beside_write), cmocka_unit_test(scrub_large), cmocka_unit_test(scrub_at_each_call), cmocka_unit_test(scrub_beside_vote),
     };
     if (getenv("TEST")) /* a pattern of names */
         cmocka_set_test_filter(getenv("TEST"));
