@@ -312,6 +312,10 @@ int node_create(const struct node_options *options, const struct node_io *io, co
         n->start_metadata.index = boot->meta.applied_index;
         n->start_metadata.term = boot->meta.applied_term;
         n->start_metadata.configuration_index = boot->meta.configuration_index;
+        if (!guard_configuration_valid(b.base, b.len)) { /* the decoder trusts its lengths, and an image has it from a peer */
+            rc = err_set(err, RAFTDIR_ECORRUPT, "the applied configuration is malformed: rebuild this node from its peers");
+            goto free_node;
+        }
         if (raft_configuration_decode(&b, &n->start_metadata.configuration)) {
             rc = err_set(err, RAFTDIR_ECORRUPT, "the applied configuration doesn't decode: rebuild this node from its peers");
             goto free_node;

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include "guard.h"
 #include "logger.h"
 #include "mem.h"
 #include "worker.h"
@@ -48,7 +49,7 @@ int apply_members_get(struct store *store, struct apply_members *members_r, stru
         goto end_txn;
     struct raft_configuration c;
     struct raft_buffer buf = {(void *)(uintptr_t)data, len};
-    if (raft_configuration_decode(&buf, &c) != 0) {
+    if (!guard_configuration_valid(data, len) || raft_configuration_decode(&buf, &c) != 0) { /* the decoder trusts its lengths, and an image has it from a peer */
         rc = err_set(err, RAFTDIR_ECORRUPT, "the applied configuration doesn't decode");
         goto end_txn;
     }

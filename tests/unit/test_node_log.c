@@ -751,6 +751,36 @@ static void a_log_meets_its_state_at_the_start(void **state)
     assert_non_null(strstr(err.text, "term"));
 }
 
+/* An image's sender said it, or a disk. */
+static void a_malformed_configuration_is_told(void **state)
+{
+    (void)state;
+    struct node_options o = {.id = 2, .cluster_id = CLUSTER, .incarnation = INCARNATION, .seed = 1};
+    struct node_io io = {.meta_write = on_meta_write};
+    struct raft_configuration c;
+    struct raft_buffer b;
+    char address[NODE_ADDRESS_SIZE];
+    raft_configuration_init(&c);
+    address_of(1, address);
+    assert_int_equal(raft_configuration_add(&c, 1, address, RAFT_VOTER), 0);
+    assert_int_equal(raft_configuration_encode(&c, &b), 0);
+    raft_configuration_close(&c);
+    for (size_t len = 0; len < 9 + 8 + strlen(address) + 2; len++) {
+        struct node_boot boot = {.term = 9, .log_first = 11, .meta = {.applied_index = 10, .applied_term = 3, .configuration_index = 1}};
+        struct node *node = NULL;
+        struct err err;
+        uint8_t *copy = malloc(len ? len : 1); /* so that what lies behind it isn't read */
+        assert_non_null(copy);
+        memcpy(copy, b.base, len);
+        boot.configuration = len ? copy : NULL;
+        boot.configuration_len = len;
+        assert_int_equal(node_create(&o, &io, &boot, &node, &err), RAFTDIR_ECORRUPT);
+        assert_non_null(strstr(err.text, "malformed"));
+        free(copy);
+    }
+    raft_free(b.base);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, world, teardown)
@@ -759,6 +789,7 @@ int main(void)
         T(a_follower_beyond_the_log_wants_an_image), T(an_image_under_writes_and_another_leader), T(a_standby_starts_with_an_image),
         T(manifests_of_others_are_nothing), T(what_is_held_is_just_enough), T(what_comes_after_an_image_is_held), T(what_is_held_ends), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
         T(a_leader_proposes_no_more_than_it_can_apply), T(full_logs_are_committed_by_the_next_leader), T(a_log_meets_its_state_at_the_start),
+        T(a_malformed_configuration_is_told),
     };
     return cmocka_run_group_tests_name("node_log", tests, NULL, NULL);
 }
