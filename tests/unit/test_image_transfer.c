@@ -127,7 +127,8 @@ struct sender {
     uv_loop_t loop;
     uv_async_t end;
     pthread_t thread;
-    unsigned port, asked;
+    unsigned port;
+    _Atomic unsigned asked;
     bool runs;
     /* Instead of image_senders_take: what the connection gets, as it is. */
     void (*villain)(struct tls_stream *stream);
@@ -242,6 +243,13 @@ static void sender_stop(struct sender *n)
     n->runs = false;
     n->villain = NULL;
     n->asked = 0;
+}
+
+static void rate_set(struct sender *n, uint64_t len)
+{
+    pthread_mutex_lock(&n->d.config_mutex);
+    n->config.image_rate_len = len;
+    pthread_mutex_unlock(&n->d.config_mutex);
 }
 
 static struct shared_image sending(struct sender *n, unsigned slot)
@@ -656,7 +664,7 @@ static void resumed(void **state)
 {
     (void)state;
     struct sender *n1 = sender_start(1);
-    n1->config.image_rate_len = 400000; /* so that little is under way */
+    rate_set(n1, 400000); /* so that little is under way */
     struct proxy p = {.random = seed};
     proxy_start(&p, n1->port);
     struct node_peer list[] = {member(1, p.port)};
@@ -694,7 +702,7 @@ static void given_up(void **state)
 {
     (void)state;
     struct sender *n1 = sender_start(1);
-    n1->config.image_rate_len = 1u << 20;
+    rate_set(n1, 1u << 20);
     image_limits.pin_growth_max = 200000;
     image_limits.pause_ms = 2000;
     struct proxy p = {.random = seed};
@@ -707,7 +715,7 @@ static void given_up(void **state)
     grow(&n1->state, 4000);
     uint8_t digest[16];
     support_digest(&n1->state, digest);
-    n1->config.image_rate_len = 0;
+    rate_set(n1, 0);
     WAIT_UNTIL(f.done);
     if (f.code)
         fail_msg("%s", f.why);
@@ -717,7 +725,7 @@ static void given_up(void **state)
     fetch_end(&f);
 
     /* Nobody listens any more: it is noticed all the same. */
-    n1->config.image_rate_len = 1u << 20;
+    rate_set(n1, 1u << 20);
     image_limits.pin_keep_ms = 20000;
     fetch_begin(&f, 1, 0, list, 1);
     WAIT_UNTIL(f.indexes == 1);
@@ -753,7 +761,7 @@ static void given_up(void **state)
     fetch_begin(&f, 1, 0, list, 1);
     WAIT_UNTIL(f.indexes == 1);
     atomic_fetch_add(&n1->d.store_generation, 1);
-    n1->config.image_rate_len = 0;
+    rate_set(n1, 0);
     WAIT_UNTIL(f.done);
     assert_int_equal(f.code, 0);
     assert_int_equal(n1->asked, asked + 2);
@@ -766,7 +774,7 @@ static void refusals(void **state)
 {
     (void)state;
     struct sender *n1 = sender_start(1);
-    n1->config.image_rate_len = 64u << 10;
+    rate_set(n1, 64u << 10);
     int code;
     uint64_t pin, other_pin, index;
     struct tls_stream *s[4];
@@ -829,7 +837,7 @@ static void refusals(void **state)
     assert_true(next(s[1], &code, &pin, &index) > 0);
     assert_true(next(s[2], &code, &pin, &index) > 0);
     /* One of them comes to its end. */
-    n1->config.image_rate_len = 0;
+    rate_set(n1, 0);
     int kind, last = 0;
     while ((kind = next(s[2], &code, &pin, &index)) > 0) {
         last = kind;
@@ -864,7 +872,7 @@ static void undecided(void **state)
     struct node_status differs = {.differs_id = 3, .differs_index = 1024, .differs_undecided = true}, decided = {.differs_id = 3, .differs_index = 1024};
     int code, kind;
     uint64_t pin, index;
-    n1->config.image_rate_len = 64u << 10;
+    rate_set(n1, 64u << 10);
     struct tls_stream *s = ask(n1, FETCHER, 1, NULL); /* known in the middle of it */
     assert_int_equal(next(s, &code, &pin, &index), HEADER);
     shared_status_set(&n1->d.shared, &differs, shared_now_ms());
@@ -890,7 +898,7 @@ static void rate(void **state)
 {
     (void)state;
     struct sender *n1 = sender_start(1);
-    n1->config.image_rate_len = 400000;
+    rate_set(n1, 400000);
     struct proxy p = {.random = seed};
     proxy_start(&p, n1->port);
     struct node_peer list[] = {member(1, p.port)};
@@ -903,7 +911,7 @@ static void rate(void **state)
     assert_false(f.done);
     if (rate_len > 600000 || rate_len < 20000) /* a busy machine may be slower, never faster */
         fail_msg("%llu bytes a second instead of 400000", (unsigned long long)rate_len);
-    n1->config.image_rate_len = 0;
+    rate_set(n1, 0);
     WAIT_UNTIL(f.done);
     assert_int_equal(f.code, 0);
     fetch_end(&f);
@@ -1122,7 +1130,7 @@ static void no_room(void **state)
     fetch_begin(&f, 1, 0, list, 0);
     fetch_end(&f);
     memset(&f, 0, sizeof f);
-    n1->config.image_rate_len = 1u << 20;
+    rate_set(n1, 1u << 20);
     image_limits.pause_ms = 1000;
     list[0] = member(1, 1);
     fetch_begin(&f, 1, 0, list, 1); /* nobody there: in the pause the disk fills */
@@ -1165,7 +1173,7 @@ static void stop(void **state)
 
     /* In the middle; the sender waits then. */
     struct sender *n1 = sender_start(1);
-    n1->config.image_rate_len = 200000;
+    rate_set(n1, 200000);
     list[0] = member(1, n1->port);
     fetch_begin(&f, 1, 0, list, 1);
     WAIT_UNTIL(f.indexes == 1 && fetching(&f).bytes > 0);
@@ -1177,7 +1185,7 @@ static void stop(void **state)
 
     /* The sender, in the middle. */
     n1 = sender_start(1);
-    n1->config.image_rate_len = 200000;
+    rate_set(n1, 200000);
     list[0] = member(1, n1->port);
     fetch_begin(&f, 1, 0, list, 1);
     WAIT_UNTIL(f.indexes == 1 && fetching(&f).bytes > 0);
