@@ -16,8 +16,8 @@
  * Invariants: an alarm is raised once for each member and verdict, until the member agrees again at a later index, or is none any more; then it is taken back.
  * Nothing is remembered of who isn't a member.
  * Limits: a difference that comes and goes between two checkpoints isn't seen here (store_verify finds what doesn't fit in one node by itself); members that are
- * more than DIGESTS_KEPT checkpoints apart have nothing in common until the later one comes nearer. A node that was wrong and is started again serves its
- * state until a majority has told it so anew: a round of frames after it is connected. */
+ * more than DIGESTS_KEPT checkpoints apart have nothing in common until the later one comes nearer. That a node was found
+ * wrong outlives it: the daemon notes it down (datadir_failure_set). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,6 +187,18 @@ static void who_says(const struct node *n, const struct store_checkpoint *c, cha
             if (m->id == members->servers[k].id && members->servers[k].role == RAFT_VOTER && their && same(their, c))
                 len += (size_t)snprintf(text + len, size - len, "%s%llu", len ? ", " : "", (unsigned long long)m->id);
         }
+}
+
+bool node_image_trusted(const struct node *n, const struct store_checkpoint *checkpoints, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct opinion o;
+        opinion_get(n, &checkpoints[i], &o);
+        unsigned agree = o.ours - is_voter(n, n->options.id); /* the image's opinion is its sender's, who is counted; not ours as well */
+        if (o.theirs && 2 * agree <= o.voters)
+            return false;
+    }
+    return true;
 }
 
 /* Is this node wrong at that index? Then it fails. */

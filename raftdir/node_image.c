@@ -32,7 +32,8 @@ void node_image_fetching(struct node *n, uint64_t index)
 
 bool node_images_needed(const struct node *n)
 {
-    return n->image_index && node_image_wanted(n, n->image_index, n->image_term);
+    /* Another leader has to say so itself: its log may reach further back. */
+    return n->image_index && n->image_leader_term == n->term && node_image_wanted(n, n->image_index, n->image_term);
 }
 
 /* Only the leader of our term sends one. One of an earlier term is late. In a later term the leader's heartbeat comes first, or next. In the first moments of a node's
@@ -49,6 +50,7 @@ void node_images_manifest(struct node *n, uint64_t from, const Raftdir__Peer__In
         return;
     n->image_index = m->last_index;
     n->image_term = m->last_term;
+    n->image_leader_term = m->term;
     n->io.image_wanted(n->io.data, m->last_index, m->last_term);
 }
 

@@ -198,6 +198,7 @@ struct node {
     uint64_t image_fetching;           /* node_image_fetching */
     uint64_t image_told_ms;            /* to the voters that don't lead */
     uint64_t image_index, image_term;  /* of the last manifest that asked for an image; 0: none yet */
+    uint64_t image_leader_term;        /* and in which term */
 
     struct member *members;
     struct digests digests;

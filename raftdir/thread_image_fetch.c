@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+#include "guard.h"
 #include "limits.h"
 #include "logger.h"
 #include "peers_internal.h"
@@ -299,6 +300,27 @@ static bool on_verify_stop(void *data)
     return tls_cancelled(&((struct image_fetch *)data)->cancel);
 }
 
+/* The node couldn't be made on another. */
+static int configuration_check(const struct image_fetch *f, struct err *err)
+{
+    struct store_options o = {.read_only = true};
+    struct store *store = NULL;
+    struct store_txn *txn = NULL;
+    const uint8_t *data;
+    size_t len;
+    uint64_t index;
+    int rc = store_open(f->o.dir, &o, &store, err);
+    if (rc == 0)
+        rc = store_read_begin(store, &txn, err);
+    if (rc == 0)
+        rc = store_configuration_get(txn, &data, &len, &index, err);
+    if (rc == 0 && !guard_configuration_valid(data, len))
+        rc = err_set(err, RAFTDIR_ECORRUPT, "the image's configuration is malformed");
+    store_read_end(&txn);
+    store_close(&store);
+    return rc;
+}
+
 static int verify(struct image_fetch *f, struct err *err)
 {
     show(f, "verifying");
@@ -308,7 +330,8 @@ static int verify(struct image_fetch *f, struct err *err)
         return rc;
     struct store_options o = {0};
     struct store_verify_cb cb = {.data = f, .progress = on_verify_progress, .stop = on_verify_stop};
-    return image_check(f->o.dir, &o, &f->progress, &cb, err);
+    rc = image_check(f->o.dir, &o, &f->progress, &cb, err);
+    return rc ? rc : configuration_check(f, err);
 }
 
 /* --- All of it -------------------------------------------------------------------------------------------------------------------------------- */
