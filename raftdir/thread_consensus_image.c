@@ -14,7 +14,8 @@
  *   4. the new generation is opened as at a restart, and shown to readers                  on failure the daemon stops; damage: the node fails
  * The peers' connections stay: they know nothing of the node, and no frame is handled in between. Local reads go on from the old state until the new one is shown.
  *
- * While something is being removed in the pool nothing is staged (datadir.h), and a reset waits. Known limit: a stop waits for the removal to end. */
+ * While something is being removed in the pool nothing is staged (datadir.h), and a reset waits. Known limits: a stop waits for the removal to end. A fetch that the log
+ * made needless is joined on this thread: should it be in the middle of a flush, or of removing what it had staged, that takes as long as the disk takes. */
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
