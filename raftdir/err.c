@@ -112,6 +112,9 @@ int err_from_lmdb(int rc)
     case MDB_CORRUPTED:
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID: /* no LMDB file, or none any more */
+    case MDB_CURSOR_FULL: /* these come of nothing but pages that lead in a circle, or aren't what they were */
+    case MDB_PAGE_FULL:
+    case MDB_INCOMPATIBLE:
         return RAFTDIR_ECORRUPT;
     case MDB_PANIC: /* an earlier write of the environment failed: what the disk has is whole, this process can't use it any more */
         return RAFTDIR_EIO;

@@ -358,9 +358,10 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
     if (rc == 0 && datadir_identity(d->datadir)->cluster_id) {
         char why[ERR_TEXT_LEN];
         c->identity = *datadir_identity(d->datadir);
-        if (datadir_failure_get(d->datadir, why, sizeof why, NULL) == 0)
+        rc = datadir_failure_get(d->datadir, why, sizeof why, err);
+        if (rc == 0)
             rc = err_set(err, RAFTDIR_ECORRUPT, "%.400s (found in an earlier run)", why);
-        else
+        else if (rc == RAFTDIR_ENOTFOUND || rc == RAFTDIR_ECORRUPT) /* whether it may serve is known: or CURRENT is damaged, which is said there */
             rc = consensus_member_start(c, MAKE_RESTART, err);
         if (rc == RAFTDIR_ECORRUPT) {
             shared_identity_set(&d->shared, c->identity.cluster_id, c->identity.incarnation, c->identity.node_id);
