@@ -144,14 +144,14 @@ static int join(struct ctl *c, raftdir *via, bool promote)
             return ctl_exit_code(rc);
     }
     if (old) {
-        if ((rc = ctl_remove(c, via, old)) < 0)
-            return ctl_error_of(c, via, rc, "removing the member that it replaces; run this again");
+        if ((rc = ctl_remove(c, via, old, "removing the member that it replaces; run this again")) < 0)
+            return ctl_exit_code(rc);
         if (!c->o.json)
             printf("member %" PRIu64 " is removed\n", old);
     }
     if (promote && !j.votes) {
-        if ((rc = ctl_promote(c, via, j.id)) < 0)
-            return ctl_error_of(c, via, rc, "promoting; run this again");
+        if ((rc = ctl_promote(c, via, j.id, "promoting; run this again")) < 0)
+            return ctl_exit_code(rc);
         j.votes = true;
         if (!c->o.json)
             printf("member %" PRIu64 " is a voter\n", j.id);
@@ -169,6 +169,24 @@ static int join(struct ctl *c, raftdir *via, bool promote)
     return EXIT_DONE;
 }
 
+/* What would only fail when the node is no member any more is asked before: is --via somebody else, and may we tell the node what it is? */
+static int both_check(struct ctl *c, raftdir *via, bool via_alone)
+{
+    const struct raftdir_node_info *i;
+    struct raftdir_answer a;
+    uint8_t uuid[RAFTDIR_UUID_LEN];
+    int rc = raftdir_node_info(c->d, &i);
+    if (rc < 0)
+        return ctl_error_of(c, c->d, rc, NULL);
+    memcpy(uuid, i->uuid, sizeof uuid);
+    if (raftdir_answer(c->d, &a) == 0 && *a.role && strcmp(a.role, "admin"))
+        return ctl_error(c, RAFTDIR_EPERM, "%s has the role %s at %s, the node at -e; this needs admin there, too (allow sections, raftdird.conf(5)): nothing was changed", a.identity,
+                         a.role, raftdir_endpoint(c->d, 0));
+    if (via_alone && raftdir_node_info(via, &i) == 0 && !memcmp(uuid, i->uuid, sizeof uuid)) /* who doesn't answer is met again */
+        return ctl_usage_error(c, "--via is the node itself: name another member of the cluster");
+    return 0;
+}
+
 /* c->d is the node, *via_r the cluster. */
 static int open_both(struct ctl *c, const char *what, raftdir **via_r)
 {
@@ -179,7 +197,12 @@ static int open_both(struct ctl *c, const char *what, raftdir **via_r)
         return exit_code;
     if (raftdir_endpoint(c->d, 1))
         return ctl_usage_error(c, "one node at a time: name it with -e, the cluster with --via");
-    return ctl_open_other(c, c->o.via, false, via_r);
+    if ((exit_code = ctl_open_other(c, c->o.via, false, via_r)))
+        return exit_code;
+    exit_code = both_check(c, *via_r, !raftdir_endpoint(*via_r, 1));
+    if (exit_code)
+        raftdir_close(via_r);
+    return exit_code;
 }
 
 int ctl_cluster_join(struct ctl *c)
@@ -240,15 +263,18 @@ static int rebuild(struct ctl *c, raftdir *via)
         return ctl_error(c, RAFTDIR_EFOREIGN, "%s belongs to cluster %016" PRIx64 ", --via to %016" PRIx64, name, cluster_id, ms->cluster_id);
     if ((m = ctl_member_by_id(ms, id)))
         promote = promote && m->role == RAFTDIR_VOTER;
+    if (healthy && m && m->role != RAFTDIR_VOTER && !c->o.standby && !c->o.force) /* perhaps an earlier run was interrupted before the last step */
+        return ctl_error(c, RAFTDIR_ECONFLICT, "%s (member %" PRIu64 ") is in order, but a standby: nothing was changed. To let it vote: `raftdirctl member promote %" PRIu64 "`", name, id,
+                         id);
     if (healthy && m && !c->o.force)
-        return ctl_error(c, RAFTDIR_ECONFLICT, "%s (member %" PRIu64 ") %s: nothing was changed. To throw its data away and fetch it again all the same: --force", name, id, state);
+        return ctl_error(c, RAFTDIR_ECONFLICT, "%s (member %" PRIu64 ") %s: nothing was changed. To throw its data away and fetch it again all the same: `raftdirctl cluster rebuild --force`", name, id, state);
     if (!ctl_confirm(c, "%s (member %" PRIu64 ") %s. Delete its data, and fetch all of it from the other members, as a new member?", name, id, state)) {
         fputs("Nothing was changed.\n", stderr);
         return EXIT_NO;
     }
     if (m) {
-        if ((rc = ctl_remove(c, via, id)) < 0)
-            return ctl_error_of(c, via, rc, "removing the old member; run this again");
+        if ((rc = ctl_remove(c, via, id, "removing the old member; run this again")) < 0)
+            return ctl_exit_code(rc);
         if (!c->o.json)
             printf("member %" PRIu64 " is removed\n", id);
     }

@@ -12,6 +12,7 @@
 #define CATCH_UP_CLOSE 1000     /* entries behind the leader: near enough for a promotion, which waits for the rest */
 #define CATCH_UP_LOOK_MS 250
 #define CATCH_UP_STUCK_MS 60000 /* without progress */
+#define PROMOTE_TIMEOUT_MS (4 * CHANGE_TIMEOUT_MS) /* under a heavy load the rest takes its time */
 
 const char *ctl_role_name(int role)
 {
@@ -147,21 +148,35 @@ int ctl_catch_up(struct ctl *c, raftdir *via, raftdir *node, uint64_t id)
     return rc;
 }
 
-/* One change at a time: what is refused because of another one, or whose answer was lost, is asked again. */
-static int change_retry(struct ctl *c, raftdir *via, uint64_t id, int (*ask)(raftdir *d, uint64_t id), bool (*is_done)(const struct raftdir_member *m))
+/* One change at a time: what is refused because of another one, or whose answer was lost, is asked again, but no longer than the user would wait. The error is told:
+ * looking whether it has happened forgets what the node had said. */
+static int change_retry(struct ctl *c, raftdir *via, uint64_t id, int (*ask)(raftdir *d, uint64_t id), bool (*is_done)(const struct raftdir_member *m), unsigned patience_ms,
+                        const char *what)
 {
-    int rc = 0;
-    if (!c->o.timeout_ms)
-        raftdir_set_timeout(via, CHANGE_TIMEOUT_MS);
-    for (int i = 0; i < BUSY_TRIES; i++) {
+    unsigned total_ms = c->o.timeout_ms ? c->o.timeout_ms : patience_ms;
+    uint64_t now = ctl_now_ms(), until = now + total_ms;
+    char why[512] = "";
+    int rc;
+    for (;;) {
         const struct raftdir_members *ms;
+        raftdir_set_timeout(via, now < until ? (unsigned)(until - now) : 1);
         rc = ask(via, id);
+        if (rc >= 0)
+            break;
+        snprintf(why, sizeof why, "%s", *raftdir_message(via) ? raftdir_message(via) : raftdir_strerror(rc));
+        raftdir_set_timeout(via, total_ms);
+        if (rc == RAFTDIR_EUNCERTAIN && raftdir_members(via, &ms) == 0 && is_done(ctl_member_by_id(ms, id)))
+            rc = 0;
         if (rc != RAFTDIR_EBUSY && rc != RAFTDIR_EUNCERTAIN)
             break;
-        if (rc == RAFTDIR_EUNCERTAIN && raftdir_members(via, &ms) == 0 && is_done(ctl_member_by_id(ms, id)))
-            return 0;
         ctl_pause_ms(250);
+        if ((now = ctl_now_ms()) >= until)
+            break;
     }
+    raftdir_set_timeout(via, total_ms);
+    if (rc >= 0)
+        return 0;
+    ctl_error(c, rc, "%s%s%s", what ? what : "", what ? ": " : "", why);
     return rc;
 }
 
@@ -180,14 +195,14 @@ static bool is_gone(const struct raftdir_member *m)
     return !m;
 }
 
-int ctl_promote(struct ctl *c, raftdir *via, uint64_t id)
+int ctl_promote(struct ctl *c, raftdir *via, uint64_t id, const char *what)
 {
-    return change_retry(c, via, id, raftdir_member_promote, votes);
+    return change_retry(c, via, id, raftdir_member_promote, votes, PROMOTE_TIMEOUT_MS, what);
 }
 
-int ctl_remove(struct ctl *c, raftdir *via, uint64_t id)
+int ctl_remove(struct ctl *c, raftdir *via, uint64_t id, const char *what)
 {
-    return change_retry(c, via, id, raftdir_member_remove, is_gone);
+    return change_retry(c, via, id, raftdir_member_remove, is_gone, CHANGE_TIMEOUT_MS, what);
 }
 
 /* --- Commands -------------------------------------------------------------------------------------------------------------------- */
@@ -292,10 +307,11 @@ int ctl_member_add(struct ctl *c)
     return EXIT_DONE;
 }
 
+/* rc: an error that was told, or 0. */
 static int change(struct ctl *c, uint64_t id, int rc, const char *what)
 {
     if (rc < 0)
-        return ctl_error_of(c, c->d, rc, NULL);
+        return ctl_exit_code(rc);
     if (c->o.json)
         ctl_json_print(json_pack("{s:I,s:b}", "node_id", (json_int_t)id, "done", 1));
     else
@@ -311,7 +327,7 @@ int ctl_member_promote(struct ctl *c)
         return rc;
     if ((rc = ctl_catch_up(c, c->d, NULL, id)) < 0)
         return ctl_exit_code(rc);
-    return change(c, id, ctl_promote(c, c->d, id), "is a voter");
+    return change(c, id, ctl_promote(c, c->d, id, NULL), "is a voter");
 }
 
 int ctl_member_demote(struct ctl *c)
@@ -322,7 +338,7 @@ int ctl_member_demote(struct ctl *c)
         return rc;
     if (id == leader)
         return ctl_error(c, RAFTDIR_ECONFLICT, "member %" PRIu64 " leads: `raftdirctl leader transfer` first, then demote it", id);
-    return change(c, id, change_retry(c, c->d, id, raftdir_member_demote, votes_not), "is a standby: it has everything, and doesn't vote");
+    return change(c, id, change_retry(c, c->d, id, raftdir_member_demote, votes_not, CHANGE_TIMEOUT_MS, NULL), "is a standby: it has everything, and doesn't vote");
 }
 
 int ctl_member_remove(struct ctl *c)
@@ -337,7 +353,7 @@ int ctl_member_remove(struct ctl *c)
         fputs("Nothing was removed.\n", stderr);
         return EXIT_NO;
     }
-    return change(c, id, ctl_remove(c, c->d, id), "is removed; stop its daemon");
+    return change(c, id, ctl_remove(c, c->d, id, NULL), "is removed; stop its daemon");
 }
 
 int ctl_leader_show(struct ctl *c)

@@ -168,6 +168,11 @@ int ctl_verify(struct ctl *c)
         members_n = s->members_n > members_n ? s->members_n : members_n;
         snprintf(node->name, sizeof node->name, "%s", s->node_name);
         n++;
+        if (*s->failure) { /* it has nothing that could be read, and would be asked again and again until the timeout */
+            node->code = RAFTDIR_EFAILED;
+            snprintf(node->error, sizeof node->error, "%s: %s", s->state, s->failure);
+            continue;
+        }
         raftdir_set_timeout(c->d, c->o.timeout_ms ? c->o.timeout_ms : VERIFY_TIMEOUT_MS);
         verify_node(c, node, problems);
     }
