@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <xxhash.h>
 #include "store_state.h"
 
@@ -87,6 +88,25 @@ void store_cache_put(struct store_cache *cache, const void *text, size_t len, ui
     memcpy(slot->text, text, len);
 }
 
+#define LOCK_FILE_LEN (STORE_READERS_MAX * 64 + 4096) /* LMDB makes it so long: a slot is a cache line */
+
+/* The readers' table is a sparse file that LMDB maps: the first reader to need a page of it on a full disk would be killed by SIGBUS. Before the open: closing
+ * the file later would drop LMDB's locks on it. 0 or an errno. */
+static int lock_file_reserve(const char *dir)
+{
+    char path[4096];
+    int rc = 0;
+    if ((size_t)snprintf(path, sizeof path, "%s/lock.mdb", dir) >= sizeof path)
+        return ENAMETOOLONG;
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno;
+    while (rc == 0 && fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, LOCK_FILE_LEN) != 0 && (rc = errno) == EINTR)
+        rc = 0;
+    close(fd);
+    return rc == EOPNOTSUPP || rc == ENOSYS ? 0 : rc;
+}
+
 static int open_env(const char *dir, bool read_only, unsigned flags, uint64_t map_len, MDB_env **env_r)
 {
     MDB_env *env;
@@ -98,6 +118,8 @@ static int open_env(const char *dir, bool read_only, unsigned flags, uint64_t ma
         rc = mdb_env_set_maxreaders(env, STORE_READERS_MAX);
     if (!rc)
         rc = mdb_env_set_mapsize(env, map_len);
+    if (!rc && !read_only && !(flags & MDB_NOSYNC))
+        rc = lock_file_reserve(dir);
     if (!rc)
         rc = mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | (read_only ? MDB_RDONLY : 0) | flags, 0600);
     if (rc) {
