@@ -93,7 +93,7 @@ struct member {
     uint64_t peer, corr;
     Raftdir__Cluster__MemberRequest *request; /* own copy */
     enum member_state state;
-    uint64_t deadline_ms, since_ms, sent_ms, sent_term;
+    uint64_t deadline_ms, began_ms, since_ms, sent_ms, sent_term;
     uint64_t asked_leader; /* who led when it was first sent on */
     uint64_t id;           /* the server that it is about */
     uint64_t index, term;  /* of the proposed CHANGE */

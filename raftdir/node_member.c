@@ -14,6 +14,7 @@
 #include "node_internal.h"
 
 #define MEMBER_RESEND_MS 1000
+#define MEMBER_QUORUM_WAIT_MS 2000 /* for voters that haven't answered, before a change is refused that would leave no quorum */
 
 typedef Raftdir__Cluster__MemberRequest request_t;
 typedef Raftdir__Cluster__MemberResult result_t;
@@ -139,12 +140,13 @@ static unsigned voters_count(const struct node *n)
     return voters;
 }
 
-static bool reachable(struct node *n, uint64_t id)
+/* Heard of lately, and since the operator asked: one that has just died was heard of lately, too. */
+static bool reachable(struct node *n, const struct member *m, uint64_t id)
 {
     if (id == n->options.id)
         return true;
     const struct node_peer_state *p = node_peer_state(n, id);
-    return p && p->last_frame_ms && n->now - p->last_frame_ms <= 2 * (uint64_t)n->options.election_timeout_ms;
+    return p && p->last_frame_ms > m->began_ms && n->now - p->last_frame_ms <= 2 * (uint64_t)n->options.election_timeout_ms;
 }
 
 /* The present configuration with one server added, given another role, or left out (role -1). */
@@ -177,6 +179,7 @@ static int propose(struct node *n, struct member *m, uint64_t id, const char *ad
     if (rc == 0) {
         m->state = MEMBER_APPLYING;
         m->maybe = true;
+        m->busy_code = 0;
         m->id = id;
         m->index = n->log_first + n->log_n - 1;
         m->term = n->term;
@@ -269,7 +272,7 @@ static bool voter_may_leave(struct node *n, struct member *m, uint64_t id)
         if (other->role != RAFT_VOTER || other->id == id)
             continue;
         left++;
-        alive += reachable(n, other->id);
+        alive += reachable(n, m, other->id);
     }
     if (!left) {
         member_end_code(n, m, RAFTDIR_EINVAL, "member %llu is the last voter: promote another one first", (unsigned long long)id);
@@ -279,7 +282,7 @@ static bool voter_may_leave(struct node *n, struct member *m, uint64_t id)
         m->busy_code = RAFTDIR_ENOQUORUM;
         snprintf(m->busy_text, sizeof m->busy_text, "without member %llu, %u voters are left and only %u can be reached: no quorum; bring them back first",
                  (unsigned long long)id, left, alive);
-        return false; /* they may come back before the deadline */
+        return false; /* they may answer before MEMBER_QUORUM_WAIT_MS have passed */
     }
     if (id != n->options.id)
         return true;
@@ -333,7 +336,7 @@ static void change_transfer(struct node *n, struct member *m)
         member_end_code(n, m, RAFTDIR_EINVAL, "there is no other voter to lead");
         return;
     }
-    if (id && !reachable(n, id)) {
+    if (id && !reachable(n, m, id)) {
         m->busy_code = RAFTDIR_EUNAVAIL;
         snprintf(m->busy_text, sizeof m->busy_text, "member %llu can't be reached", (unsigned long long)id);
         return;
@@ -393,6 +396,10 @@ static void member_step(struct node *n, struct member *m)
     }
     if (n->now >= m->deadline_ms) {
         member_end_code(n, m, m->busy_code ? m->busy_code : RAFTDIR_ENOQUORUM, "%s", m->busy_code ? m->busy_text : "no leader: the cluster has no quorum");
+        return;
+    }
+    if (leads && m->state == MEMBER_TODO && !m->maybe && m->busy_code == RAFTDIR_ENOQUORUM && n->now - m->began_ms >= MEMBER_QUORUM_WAIT_MS) {
+        member_end_code(n, m, m->busy_code, "%s", m->busy_text); /* rather than at a deadline that the node that forwarded it doesn't wait for */
         return;
     }
     if (m->request->op_case == RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_LIST && !leads && !n->leader) {
@@ -504,7 +511,7 @@ static struct member *member_create(struct node *n, const request_t *request, ui
     }
     m->state = MEMBER_TODO;
     m->deadline_ms = deadline_ms;
-    m->since_ms = n->now;
+    m->began_ms = m->since_ms = n->now;
     DL_APPEND(n->members, m);
     return m;
 }

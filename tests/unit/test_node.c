@@ -382,6 +382,35 @@ static void a_removal_keeps_a_quorum(void **state)
     assert_int_equal(x.members, 2);
 }
 
+/* One that died a moment ago was heard of lately, and counts for nothing. Asked by way of the voter that is to go, or of the leader, or demoted: the reason comes
+ * soon, and nothing has changed. */
+static void a_voter_that_has_just_died_is_no_quorum(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct change x;
+        Raftdir__Cluster__MemberRequest q = RAFTDIR__CLUSTER__MEMBER_REQUEST__INIT;
+        three();
+        int l = leader(), a = l % 3 + 1, b = 6 - l - a;
+        run(W.now + 500);
+        W.nodes[a].cut = true;
+        q.op_case = i == 2 ? RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_DEMOTE : RAFTDIR__CLUSTER__MEMBER_REQUEST__OP_REMOVE;
+        q.remove = (uint64_t)b; /* an id, as demote is */
+        member_op(&x, i == 0 ? b : l, &q);
+        x.m.deadline_ms = W.now + 20000;
+        run(W.now + 5000);
+        assert_int_equal(x.times, 1);
+        assert_int_equal(x.code, RAFTDIR_ENOQUORUM);
+        W.nodes[a].cut = false;
+        run(W.now + 2000);
+        change_and_wait(&x, leader(), &q); /* now it may */
+        assert_int_equal(x.code, 0);
+        assert_int_equal(x.members, i == 2 ? 3 : 2);
+        teardown(NULL);
+        setup(NULL);
+    }
+}
+
 /* A change that is in the log may yet happen: its asker must not hear that it didn't. */
 static void a_change_in_the_log_is_uncertain(void **state)
 {
@@ -520,7 +549,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
         T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
-        T(a_removal_keeps_a_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(a_node_knows_its_place), T(garbage_is_dropped), T(addresses),
+        T(a_removal_keeps_a_quorum), T(a_voter_that_has_just_died_is_no_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(a_node_knows_its_place), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
 }
