@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "daemon.h"
+#include "fault.h"
 #include "logger.h"
 #include "thread_consensus.h"
 #include "thread_scrub.h"
@@ -80,6 +81,7 @@ struct store *daemon_store(struct daemon *d, unsigned *generation_r)
 void daemon_store_set(struct daemon *d, struct store *store)
 {
     pthread_mutex_lock(&d->store_mutex);
+    store_map_watch(store);
     struct store *old = d->store;
     d->store = store;
     atomic_fetch_add(&d->store_generation, 1);
@@ -349,6 +351,7 @@ static int start(struct daemon *d, const char *path, bool check_only)
         goto report;
     d->own_uid = geteuid();
     files_limit_raise();
+    fault_watch(d->config->data_dir);
     if (datadir_open(d->config->data_dir, &d->datadir, &err) != 0)
         goto report;
     memcpy(d->uuid, datadir_identity(d->datadir)->uuid, NODE_UUID_LEN);

@@ -123,6 +123,9 @@ int store_verify(struct store_txn *txn, const struct store_verify_cb *cb, uint8_
 
 uint64_t store_used_len(struct store *store); /* bytes of the map in use, with what is free inside */
 uint64_t store_map_len(struct store *store);
+/* For fault.h: this is the node's state now (NULL: it has none); is the address within its map? The second may be called by a signal handler. */
+void store_map_watch(struct store *store);
+bool store_map_holds(const void *address);
 /* Bytes inside that are free, or will be when the readers that see them have ended. Reads a row for each transaction that left some. */
 int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err);
 

@@ -1,4 +1,5 @@
-/* store_space.c - how much of the map the state takes. Pages that a deletion set free stay in the file, and are used again before it grows. */
+/* store_space.c - where the map is, and how much of it the state takes. Pages that a deletion set free stay in the file, and are used again before it grows. */
+#include <stdatomic.h>
 #include <string.h>
 #include "store_state.h"
 
@@ -33,4 +34,33 @@ int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err)
         return store_fail(err, rc, "read the free pages");
     *len_r = pages * st.ms_psize;
     return 0;
+}
+
+/* LMDB doesn't tell where its map is, but a page begins with its own number. */
+static _Atomic uintptr_t watched;
+static _Atomic uint64_t watched_len;
+
+void store_map_watch(struct store *store)
+{
+    struct store_txn *txn;
+    MDB_stat st;
+    MDB_val v;
+    atomic_store(&watched_len, 0);
+    if (!store || store_read_begin(store, &txn, NULL) != 0)
+        return;
+    if (mdb_env_stat(store->env, &st) == 0 && store_get(txn, TABLE_META, STORE_VERSION_KEY, STORE_VERSION_KEY_LEN, &v, NULL) == 0) {
+        uintptr_t page = (uintptr_t)v.mv_data & ~((uintptr_t)st.ms_psize - 1);
+        size_t number;
+        memcpy(&number, (const void *)page, sizeof number);
+        if (number < store_used_len(store) / st.ms_psize) {
+            atomic_store(&watched, page - number * st.ms_psize);
+            atomic_store(&watched_len, store_map_len(store));
+        }
+    }
+    store_read_end(&txn);
+}
+
+bool store_map_holds(const void *address)
+{
+    return (uintptr_t)address - atomic_load(&watched) < atomic_load(&watched_len);
 }

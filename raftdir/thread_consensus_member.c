@@ -136,7 +136,10 @@ static int state_open(struct consensus *c, enum make make, struct err *err)
     if (make == MAKE_RESTART && access(path, F_OK) != 0) /* an empty one must not be made in its place */
         return err_set(err, RAFTDIR_ECORRUPT, "%s, this node's state, is missing", path);
     path[strlen(path) - strlen("/data.mdb")] = '\0';
-    return store_open(path, &(struct store_options){0}, &c->store, err);
+    rc = store_open(path, &(struct store_options){0}, &c->store, err);
+    if (rc == 0)
+        store_map_watch(c->store); /* it is read before it serves */
+    return rc;
 }
 
 int consensus_node_open(struct consensus *c, enum make make, struct seglog **staged, uint64_t base, struct err *err)

@@ -9,8 +9,8 @@
  * jitter, so that neither restarts nor a whole cluster started at once scrub all the time.
  *
  * Known limits: what is in the page cache is read from there, so a bad sector under a cached page is found when the page is read from the disk again.
- * LMDB reads its file through a mapping: a sector that the disk can't read raises SIGBUS in whichever thread touches it, and the process dies (main.c says what
- * it leaves behind). Stale but well-formed pages in the place of current ones are found by the digest and the counters, not by their checksums. */
+ * LMDB reads its file through a mapping: a sector that the disk can't read raises SIGBUS in whichever thread touches it, and the process ends; the next start is
+ * in state FAILED (fault.h). Stale but well-formed pages in the place of current ones are found by the digest and the counters, not by their checksums. */
 #include "thread_scrub.h"
 #include <inttypes.h>
 #include <stdlib.h>
