@@ -239,6 +239,35 @@ static int await_removed(struct ctl *c)
     return ctl_error(c, RAFTDIR_ETIMEDOUT, "the node was removed from the cluster and hasn't heard of it: is it connected to the others? Run this again");
 }
 
+/* A node without a cluster: reset by an earlier run, or wiped, or new. If the cluster has a member with its address and certificate, that is who it was: it goes. */
+static int old_self_remove(struct ctl *c, raftdir *via, bool *promote)
+{
+    const struct raftdir_node_info *i;
+    const struct raftdir_members *ms;
+    int rc = raftdir_node_info(c->d, &i);
+    if (rc < 0)
+        return ctl_error_of(c, c->d, rc, NULL);
+    if ((rc = raftdir_members(via, &ms)) < 0)
+        return ctl_error_of(c, via, rc, "--via");
+    for (size_t k = 0; k < ms->n; k++) {
+        const struct raftdir_member *m = &ms->list[k];
+        uint64_t id = m->id;
+        if (strcmp(m->address, i->peer_address) || strcmp(m->cert_name, i->cert_name) || !memcmp(m->uuid, i->uuid, sizeof m->uuid))
+            continue;
+        *promote = *promote && m->role == RAFTDIR_VOTER;
+        if (!ctl_confirm(c, "%s is empty, and was member %" PRIu64 " before. Remove that member, and add this node as a new one?", i->node_name, id)) {
+            fputs("Nothing was changed.\n", stderr);
+            return EXIT_NO;
+        }
+        if ((rc = ctl_remove(c, via, id, "removing the old member; run this again")) < 0)
+            return ctl_exit_code(rc);
+        if (!c->o.json)
+            printf("member %" PRIu64 " is removed\n", id);
+        break;
+    }
+    return 0;
+}
+
 static int rebuild(struct ctl *c, raftdir *via)
 {
     const struct raftdir_node_status *s;
@@ -248,8 +277,8 @@ static int rebuild(struct ctl *c, raftdir *via)
     int rc = raftdir_status(c->d, &s), exit_code;
     if (rc < 0)
         return ctl_error_of(c, c->d, rc, NULL);
-    if (!s->cluster_id) /* reset by an earlier run, or new */
-        return join(c, via, promote);
+    if (!s->cluster_id)
+        return (exit_code = old_self_remove(c, via, &promote)) ? exit_code : join(c, via, promote);
     uint64_t id = s->node_id, cluster_id = s->cluster_id;
     bool healthy = strcmp(s->state, "failed") && strcmp(s->state, "removed");
     char name[256], state[32];
