@@ -194,6 +194,29 @@ static void test_bad_files(void **state)
     }
 }
 
+/* The sample has every key, with the defaults. */
+static void test_sample(void **state)
+{
+    (void)state;
+    struct config *c, *plain;
+    struct err err = {0};
+    if (config_load(TEST_DATA "/../../deploy/sample/raftdird.conf", &c, &err) != 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(load(GOOD, &plain, &err), 0);
+    assert_int_equal(c->space_reserve_len, plain->space_reserve_len);
+    assert_int_equal(c->state_quota_len, plain->state_quota_len);
+    assert_int_equal(c->image_rate_len, plain->image_rate_len);
+    assert_int_equal(c->scrub_interval_s, plain->scrub_interval_s);
+    assert_int_equal(c->log_keep_len, plain->log_keep_len);
+    assert_int_equal(c->election_timeout_ms, plain->election_timeout_ms);
+    assert_int_equal(c->heartbeat_ms, plain->heartbeat_ms);
+    assert_int_equal(c->service_threads, plain->service_threads);
+    assert_int_equal(c->client_socket_mode, plain->client_socket_mode);
+    assert_int_equal(c->log_level, plain->log_level);
+    config_destroy(&plain);
+    config_destroy(&c);
+}
+
 static void test_missing_file(void **state)
 {
     (void)state;
@@ -242,8 +265,8 @@ static void test_access_rules(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_all_keys),     cmocka_unit_test(test_units), cmocka_unit_test(test_bad_files),
-        cmocka_unit_test(test_missing_file), cmocka_unit_test(test_access_rules),
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_all_keys),     cmocka_unit_test(test_units),        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_sample),       cmocka_unit_test(test_missing_file), cmocka_unit_test(test_access_rules),
     };
     int fd = mkstemp(path);
     if (fd < 0)
