@@ -102,8 +102,6 @@ struct image_said {
     bool done;            /* else: the image will have this index */
     int code;
     uint64_t index, term;
-    struct store_checkpoint checkpoints[DIGESTS_KEPT]; /* of the image */
-    size_t checkpoints_n;
     char why[ERR_TEXT_LEN];
 };
 struct reload {

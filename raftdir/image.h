@@ -36,9 +36,6 @@ struct image_progress {
     uint64_t configuration_index, configuration_sum; /* XXH3-64 of its bytes */
     uint64_t log_time_ms;
     uint32_t feature_level;
-    /* Set by image_check: digests that the image says it had at earlier indexes, for the cluster to agree with or not (node_image_trusted). */
-    struct store_checkpoint checkpoints[DIGESTS_KEPT];
-    size_t checkpoints_n;
 };
 struct image_writer;
 /* `dir`: an empty directory for the staged state. */
@@ -55,7 +52,7 @@ const Raftdir__Image__Position *image_writer_position(struct image_writer *w);
 int image_writer_finish(struct image_writer *w, struct err *err);
 void image_writer_end(struct image_writer **writer);
 /* Opens the finished state and verifies all of it against the header (store_verify). cb as there; 0 only when it is whole. */
-int image_check(const char *dir, const struct store_options *options, struct image_progress *image, const struct store_verify_cb *cb, struct err *err);
+int image_check(const char *dir, const struct store_options *options, const struct image_progress *image, const struct store_verify_cb *cb, struct err *err);
 
 /* Tests and the simulation only: IMAGE_CHUNK_LEN and IMAGE_COMMIT_LEN, lowered before any reader or writer begins, so that a small state is an image of many
  * chunks. A row that is longer goes by itself. */

@@ -68,7 +68,7 @@ static int check_meta(struct store_txn *txn, const struct image_progress *image,
 }
 
 /* Checkpoints are outside of the digest, but a wrong one would make the other members think that this node has diverged. */
-static int check_checkpoints(struct store_txn *txn, struct image_progress *image, struct err *err)
+static int check_checkpoints(struct store_txn *txn, const struct image_progress *image, struct err *err)
 {
     struct store_checkpoint list[DIGESTS_KEPT + 1];
     size_t n = DIGESTS_KEPT + 1;
@@ -79,14 +79,10 @@ static int check_checkpoints(struct store_txn *txn, struct image_progress *image
     for (size_t i = 0; i < n; i++)
         ok &= list[i].index % DIGEST_INTERVAL == 0 && list[i].index <= image->index &&
               (list[i].index != image->index || memcmp(list[i].digest, image->digest, sizeof image->digest) == 0);
-    if (ok) {
-        memcpy(image->checkpoints, list, n * sizeof *list);
-        image->checkpoints_n = n;
-    }
     return ok ? 0 : err_set(err, RAFTDIR_ECORRUPT, "the recorded digests can't be those of this state");
 }
 
-int image_check(const char *dir, const struct store_options *options, struct image_progress *image, const struct store_verify_cb *cb, struct err *err)
+int image_check(const char *dir, const struct store_options *options, const struct image_progress *image, const struct store_verify_cb *cb, struct err *err)
 {
     struct store_options o = options ? *options : (struct store_options){0};
     struct watch watch = {.cb = cb};

@@ -136,9 +136,6 @@ void node_image_fetching(struct node *n, uint64_t index);
 /* Is an image at (index, term), complete and durable, to take the place of state and log? Not if the log has come so far by itself. The daemon then ends this
  * node and boots another on the image with an empty log that begins after `index`, same term and vote. */
 bool node_image_wanted(const struct node *n, uint64_t index, uint64_t term);
-/* The digests that such an image brings along against what the voters have told: false when one of them told another at the same index, and no majority the
- * image's: its sender may be the one that is wrong, and this node would make its state the majority's. Ask another member, or later. */
-bool node_image_trusted(const struct node *n, const struct store_checkpoint *checkpoints, size_t count);
 
 enum node_state { NODE_FOLLOWER = 1, NODE_CANDIDATE, NODE_LEADER, NODE_FAILED };
 struct node_status {

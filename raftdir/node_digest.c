@@ -189,18 +189,6 @@ static void who_says(const struct node *n, const struct store_checkpoint *c, cha
         }
 }
 
-bool node_image_trusted(const struct node *n, const struct store_checkpoint *checkpoints, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        struct opinion o;
-        opinion_get(n, &checkpoints[i], &o);
-        unsigned agree = o.ours - is_voter(n, n->options.id); /* the image's opinion is its sender's, who is counted; not ours as well */
-        if (o.theirs && 2 * agree <= o.voters)
-            return false;
-    }
-    return true;
-}
-
 /* Is this node wrong at that index? Then it fails. */
 static void judge_self(struct node *n, const struct store_checkpoint *own)
 {

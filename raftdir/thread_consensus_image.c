@@ -97,8 +97,6 @@ static void on_done(void *data, int code, const struct image_progress *image, co
     if (image) {
         said.index = image->index;
         said.term = image->term;
-        memcpy(said.checkpoints, image->checkpoints, image->checkpoints_n * sizeof *image->checkpoints);
-        said.checkpoints_n = image->checkpoints_n;
     }
     snprintf(said.why, sizeof said.why, "%s", why ? why : "");
     say(data, &said);
@@ -296,9 +294,7 @@ void consensus_image_said(struct consensus *c, const struct image_said *said)
     image_fetch_stop(&c->image.fetch);
     c->image.number++;
     c->image.unneeded_ms = 0;
-    bool wanted = said->code == 0 && node_image_wanted(c->node, said->index, said->term) && !c->stopping;
-    bool trusted = wanted && node_image_trusted(c->node, said->checkpoints, said->checkpoints_n);
-    if (trusted) {
+    if (said->code == 0 && node_image_wanted(c->node, said->index, said->term) && !c->stopping) {
         swap(c, said->index);
         if (c->node)
             node_image_fetching(c->node, 0);
@@ -308,8 +304,6 @@ void consensus_image_said(struct consensus *c, const struct image_said *said)
     datadir_unstage(c->d->datadir);
     if (said->code != 0) {
         failed(c, said->why);
-    } else if (wanted) {
-        failed(c, "the image's digests are not what other voters have, and no majority says which are right: see raftdirctl verify");
     } else {
         logger_line(LOGGER_INFO, "image", "the log has caught up: the image of index %" PRIu64 " isn't needed any more", said->index);
         over(c);

@@ -106,7 +106,7 @@ static unsigned sends(const struct sim_node *n)
 static bool can_send(const struct sim_node *m, const struct sim_node *to, uint64_t index_min)
 {
     /* A member whose state differs would spread it: nobody can tell until the next checkpoint (README.md, "What is not simulated"). */
-    return m != to && node_serves(m) && !m->differs && !m->status.differs_undecided && m->paused_until <= sim.now && net_open(m, to) && m->applied_seen >= index_min && sends(m) < IMAGE_SENDS_MAX;
+    return m != to && node_serves(m) && !m->differs && m->paused_until <= sim.now && net_open(m, to) && m->applied_seen >= index_min && sends(m) < IMAGE_SENDS_MAX;
 }
 
 static struct sim_node *choose_sender(const struct sim_node *to, uint64_t index_min)
@@ -223,12 +223,12 @@ static void finished(struct event *ev)
     struct sim_fetch *f = n->fetch;
     uint64_t index = f->progress.index, term = f->progress.term;
     node_enter(n);
-    bool wanted = node_image_wanted(n->node, index, term) && node_image_trusted(n->node, f->progress.checkpoints, f->progress.checkpoints_n);
+    bool wanted = node_image_wanted(n->node, index, term);
     node_leave(n);
     if (!n->up || n->epoch != ev->epoch)
         return;
     if (!wanted && !planted(PLANT_IMAGE_OLD)) {
-        TRACE("image: %" PRIu64 " doesn't want it any more, or doesn't trust it", n->id);
+        TRACE("image: %" PRIu64 " doesn't want it any more", n->id);
         give_up(n);
         return;
     }

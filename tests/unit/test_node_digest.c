@@ -561,36 +561,6 @@ static void what_is_kept_is_bounded(void **state)
     assert_int_equal(status_of(1).frames_dropped, 0);
 }
 
-/* An image brings its sender's digests along: what a voter contradicts, and no majority confirms, isn't taken. */
-static void an_image_has_to_be_confirmed(void **state)
-{
-    (void)state;
-    cluster(3, 1, "0000");
-    write_to(FIRST + 1);
-    run(W.now + 2000);
-    struct node *n = W.nodes[4].node;
-    struct store_checkpoint image[2] = {W.nodes[1].digests[0], W.nodes[1].digests[0]};
-    assert_int_equal(image[0].index, FIRST);
-    assert_true(node_image_trusted(n, image, 0));
-    assert_true(node_image_trusted(n, image, 1));
-    image[1].index = 2 * FIRST; /* where nobody has been yet */
-    assert_true(node_image_trusted(n, image, 2));
-    image[0].digest[3] ^= 1;
-    assert_false(node_image_trusted(n, image, 2));
-    assert_false(node_image_trusted(W.nodes[2].node, image, 1));
-}
-
-/* One voter says this and one says that: neither's image. */
-static void an_image_without_a_majority_is_not_taken(void **state)
-{
-    (void)state;
-    cluster(2, 1, "010");
-    write_to(FIRST);
-    run(W.now + 2000);
-    for (int sender = 1; sender <= 2; sender++)
-        assert_false(node_image_trusted(W.nodes[3].node, W.nodes[sender].digests, W.nodes[sender].digests_n));
-}
-
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -599,7 +569,6 @@ int main(void)
         T(another_majority_is_looked_at), T(the_third_one_decides), T(in_time_spares_the_alarm), T(a_standby_that_is_wrong_fails), T(standbys_have_no_say),
         T(who_is_late_compares_with_what_was_told), T(what_is_lost_is_told_again), T(an_old_state_is_compared), T(the_state_at_boot_counts),
         T(who_is_removed_is_forgotten), T(a_sole_voter_tells_nobody), T(repeats_are_few), T(bad_frames_are_dropped), T(what_is_kept_is_bounded),
-        T(an_image_has_to_be_confirmed), T(an_image_without_a_majority_is_not_taken),
     };
     return cmocka_run_group_tests_name("node_digest", tests, NULL, NULL);
 }
