@@ -207,6 +207,75 @@ static void test_flips_in_page_heads(void **state)
     flips(true);
 }
 
+/* A separator in a branch page that leads lookups astray: every mailbox is still met by a walk. */
+static void test_flipped_separators(void **state)
+{
+    (void)state;
+    struct support_store copy;
+    size_t len;
+    uint8_t *data = file_read(base.dir, &len);
+    support_store_copy(&base, &copy);
+    char path[128];
+    snprintf(path, sizeof path, "%s/data.mdb", copy.dir);
+    int fd = open(path, O_WRONLY);
+    assert_true(fd >= 0);
+    unsigned tried = 0, found = 0;
+    for (size_t page = 2; page < len / PAGE_LEN && tried < 60; page++) {
+        const uint8_t *p = data + page * PAGE_LEN;
+        unsigned flags = p[10] | p[11] << 8, lower = p[12] | p[13] << 8;
+        if (flags != 1 || lower > PAGE_LEN) /* a branch page: its first separator doesn't count */
+            continue;
+        for (unsigned at = 18; at < lower && tried < 60; at += 2) {
+            size_t node = p[at] | p[at + 1] << 8;
+            if (node + 8 + 4 > PAGE_LEN || memcmp(p + node + 8, "user", 4) != 0)
+                continue;
+            uint8_t byte = p[node + 8] ^ (tried % 2 ? 2 : 1); /* "wser" is behind all, "tser" before */
+            off_t offset = (off_t)(page * PAGE_LEN + node + 8);
+            assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
+            int saw = read_apart(copy.dir);
+            assert_int_equal(pwrite(fd, p + node + 8, 1, offset), 1);
+            assert_true(saw >= 0);
+            assert_int_equal(saw & SAW_BAD, 0);
+            if (saw & SAW_ERROR)
+                assert_true(saw & SAW_PROBLEM);
+            found += (saw & SAW_PROBLEM) != 0;
+            tried++;
+        }
+    }
+    printf("%u of %u separators were in use, and missed\n", found, tried);
+    assert_true(found > 0);
+    close(fd);
+    free(data);
+    support_store_close(&copy);
+}
+
+/* The heads of both meta pages say that there are no tables: the state is refused, not made anew over what is there. */
+static void test_hidden_tables(void **state)
+{
+    (void)state;
+    struct support_store copy;
+    struct store *store;
+    struct err err = {0};
+    char path[128];
+    support_store_copy(&base, &copy);
+    snprintf(path, sizeof path, "%s/data.mdb", copy.dir);
+    int fd = open(path, O_WRONLY);
+    assert_true(fd >= 0);
+    static const uint8_t none[8] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+    for (int meta = 0; meta < 2; meta++) /* page head, magic, version, address, map length, the free pages' tree; then the root of the main one */
+        assert_int_equal(pwrite(fd, none, sizeof none, meta * PAGE_LEN + 16 + 24 + 48 + 40), (ssize_t)sizeof none);
+    close(fd);
+    size_t len, len_after;
+    uint8_t *before = file_read(copy.dir, &len);
+    assert_int_equal(store_open(copy.dir, &(struct store_options){.no_sync = true}, &store, &err), RAFTDIR_ECORRUPT);
+    uint8_t *after = file_read(copy.dir, &len_after);
+    assert_int_equal(len, len_after);
+    assert_memory_equal(before, after, len);
+    free(before);
+    free(after);
+    support_store_close(&copy);
+}
+
 /* --- Verify stops ----------------------------------------------------------------------------------------------------------------------- */
 
 static int asked, stop_at;
@@ -247,7 +316,8 @@ int main(void)
 {
     seed = support_seed();
     build();
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_flips_anywhere), cmocka_unit_test(test_flips_in_page_heads), cmocka_unit_test(test_verify_stops)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_flips_anywhere), cmocka_unit_test(test_flips_in_page_heads), cmocka_unit_test(test_flipped_separators),
+                                       cmocka_unit_test(test_hidden_tables),  cmocka_unit_test(test_verify_stops)};
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     support_store_close(&base);
     return rc;
