@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,13 +12,15 @@
 
 static char mark[PATH_MAX]; /* through CURRENT: the generation at the moment of the fault */
 static const char text[] = "the state's file couldn't be read (SIGBUS): the disk has lost a part of it, or a page is damaged";
+static _Atomic bool opening;
+static struct sigaction before[2];
+static const int at_opening[2] = {SIGSEGV, SIGABRT};
 
 static void on_fault(int signum, siginfo_t *info, void *context)
 {
     static const char line[] = "raftdird: ALARM: ", end[] = "; it ends, and won't serve this state again\n";
-    (void)signum;
     (void)context;
-    if (store_map_holds(info->si_addr)) {
+    if (atomic_load(&opening) || (signum == SIGBUS && store_map_holds(info->si_addr))) {
         int fd = open(mark, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         /* What can't be written isn't, and the next start meets the fault again. */
         ssize_t n = fd >= 0 ? write(fd, text, sizeof text - 1) : 0;
@@ -40,4 +43,18 @@ void fault_watch(const char *data_dir)
         return; /* datadir_open has refused such a path */
     sigemptyset(&sa.sa_mask);
     sigaction(SIGBUS, &sa, NULL);
+}
+
+void fault_opening(bool begins)
+{
+    struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_RESETHAND};
+    sigemptyset(&sa.sa_mask);
+    if (!mark[0]) /* fault_watch hasn't been called: a test */
+        return;
+    if (begins)
+        atomic_store(&opening, true);
+    for (int i = 0; i < 2; i++)
+        sigaction(at_opening[i], begins ? &sa : &before[i], begins ? &before[i] : NULL);
+    if (!begins)
+        atomic_store(&opening, false);
 }

@@ -15,6 +15,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 #include "consensus_internal.h"
+#include "fault.h"
 #include "logger.h"
 #include "thread_service.h"
 
@@ -136,9 +137,11 @@ static int state_open(struct consensus *c, enum make make, struct err *err)
     if (make == MAKE_RESTART && access(path, F_OK) != 0) /* an empty one must not be made in its place */
         return err_set(err, RAFTDIR_ECORRUPT, "%s, this node's state, is missing", path);
     path[strlen(path) - strlen("/data.mdb")] = '\0';
+    fault_opening(true);
     rc = store_open(path, &(struct store_options){0}, &c->store, err);
     if (rc == 0)
         store_map_watch(c->store); /* it is read before it serves */
+    fault_opening(false);
     return rc;
 }
 
