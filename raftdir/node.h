@@ -69,7 +69,7 @@ struct node_io {
     uint64_t (*wall_ms)(void *data);                                           /* Unix time, for display only */
     void (*log_cut)(void *data, uint64_t index);                               /* entries up to `index` aren't needed any more: they are in a synced state */
     /* The leader's log begins after this node's: an image at `index` or later has to be fetched from a member (DESIGN D9). Called again with every manifest, about
-     * each IMAGE_REPEAT_MS, as long as that is so. */
+     * once a heartbeat, as long as that is so. */
     void (*image_wanted)(void *data, uint64_t index, uint64_t term);
     /* A member's state differs from this node's (node_digest.c): an operator should know. Not repeated while it stays as it is; NULL: it is over. */
     void (*alarm)(void *data, const char *text);
