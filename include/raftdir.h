@@ -73,7 +73,10 @@ extern "C" {
     X(EOTHERSTORE, -28, "the mailbox is active on another store")                                             \
     X(EFAILED, -29, "the node has stopped serving after a fault; see its log")                                \
     X(ELIMIT, -30, "too many at once")                                                                        \
-    X(EFENCED, -31, "the store has another epoch: a newer master took over")
+    X(EFENCED, -31, "the store has another epoch: a newer master took over")                                  \
+    X(ECOMPACTED, -32, "the changes from there on are no longer kept: read all anew")                         \
+    X(ESTALE, -33, "no state as fresh as asked for could be reached")                                         \
+    X(EAGAIN, -34, "nothing yet")
 
 enum {
 #define X(name, value, text) RAFTDIR_##name = value,
@@ -98,9 +101,11 @@ enum raftdir_level {
 
 struct raftdir_options {
     size_t size;               /* set by raftdir_options_init */
-    const char *endpoints;     /* comma list of unix:/path and tls:host:port[=NAME] (NAME: the certificate must carry this name; without it any server
-                                  certificate of the CA is good). The first is preferred, so name the own host's node first.
-                                  NULL: $RAFTDIR_ENDPOINTS, else unix:/run/raftdir/raftdird.sock */
+    const char *endpoints;     /* comma list, the first is preferred: name the own host's node first. NULL: $RAFTDIR_ENDPOINTS, else unix:/run/raftdir/raftdird.sock.
+                                  unix:/path
+                                  tls:host:port[=NAME][@SITE]   NAME: the certificate must carry it; without it any server certificate of the CA is good
+                                  file:/path                    a text file, one endpoint a line, # begins a comment; read again when it has changed
+                                  dns:name[:port][@SITE]        the SRV records _raftdir._tcp.name, or, with a port, all addresses of name; looked up again when none answers */
     const char *ca;            /* PEM files for tls: endpoints. NULL: $RAFTDIR_CA, $RAFTDIR_CERT, $RAFTDIR_KEY. */
     const char *cert;
     const char *key;
@@ -110,6 +115,11 @@ struct raftdir_options {
     unsigned window;           /* raftdir_submit: writes in flight; 0: 16, at most 1,024 */
     int level;                 /* enum raftdir_level; 0: RAFTDIR_SESSION */
     int only_these;            /* not 0: don't learn the members' endpoints from the nodes */
+    const char *site;          /* where we are: after the first endpoint those of this site are preferred; NULL: $RAFTDIR_SITE, else that of the first node that answers */
+    const char *local_dir;     /* data directory of this host's node, to read without a socket (DESIGN D8); "": never. NULL: $RAFTDIR_LOCAL; else, if the endpoints
+                                  aren't given either, /var/lib/raftdir. What isn't there or may not be read is passed over in silence */
+    unsigned max_age_ms;       /* reads are answered only from a state known to be at most this old; 0: any age */
+    unsigned absent_max_age_ms; /* session level: RAFTDIR_ENOTFOUND is told only from a state at most this old, since it may bounce somebody's mail; 0: 5,000 */
     const char *software;      /* who we are, for the nodes' logs; NULL: "libraftdir VERSION" */
 };
 static inline void raftdir_options_init(struct raftdir_options *o)
@@ -130,6 +140,7 @@ RAFTDIR_API const char *raftdir_message(const raftdir *d);
 
 RAFTDIR_API int raftdir_set_timeout(raftdir *d, unsigned timeout_ms); /* 0: back to 10,000 */
 RAFTDIR_API int raftdir_set_level(raftdir *d, int level);             /* for the reads that follow */
+RAFTDIR_API int raftdir_set_max_age(raftdir *d, unsigned max_age_ms); /* for the reads that follow; 0: any age. RAFTDIR_ESTALE when no state so fresh could be reached */
 
 /* The state that the last answer came from. */
 struct raftdir_answer {
@@ -140,6 +151,7 @@ struct raftdir_answer {
     const char *endpoint;
     const char *identity; /* as which it knows us: "cert:NAME", "unix:UID" */
     const char *role;     /* "read", "backend", "admin" */
+    int local;            /* 1: read from this host's copy of the state, without a socket; then identity and role are "" */
 };
 RAFTDIR_API int raftdir_answer(raftdir *d, struct raftdir_answer *answer_r);
 
@@ -342,6 +354,75 @@ RAFTDIR_API int raftdir_submit(raftdir *d, const raftdir_batch *b, raftdir_done_
 /* Until all of them have ended. 0 even when some were refused: their callbacks say so. */
 RAFTDIR_API int raftdir_drain(raftdir *d);
 
+/* --- In an event loop ------------------------------------------------------------------------------------------------------------
+ * For proxies: one thread, many questions in flight, nothing that waits. Watch raftdir_fd() for readability in the loop; when it is readable, call raftdir_process().
+ *
+ *     raftdir_lookup_user_start(d, "anna", answered, session);
+ *     ... poll(raftdir_fd(d), POLLIN) ... raftdir_process(d);   // calls answered(session, code, message, mailbox)
+ */
+
+/* A descriptor that is readable whenever raftdir_process has something to do, its timers included. It stays the same, and the library's, while the handle lives.
+ * RAFTDIR_EIO, RAFTDIR_ENOMEM. */
+RAFTDIR_API int raftdir_fd(raftdir *d);
+/* Does what can be done without waiting, and calls the callbacks of what has ended. 0, or why the handle as a whole can't go on (RAFTDIR_ENOMEM: call it again). */
+RAFTDIR_API int raftdir_process(raftdir *d);
+/* Not 0: raftdir_submit (window full), raftdir_list_next and raftdir_watch_next (nothing there yet) return RAFTDIR_EAGAIN instead of waiting. */
+RAFTDIR_API int raftdir_set_nonblocking(raftdir *d, int on);
+/* A read in flight. `done` is called once, from raftdir_process or another call on the handle, never from within the call that starts it; m is NULL unless code is 0,
+ * and lives until `done` returns. `done` may start further reads and submit writes; it must not call anything that waits, nor close the handle. At most 1,024 in flight
+ * (RAFTDIR_ELIMIT). Closing the handle ends them with RAFTDIR_ECANCELED. */
+typedef void raftdir_mailbox_fn(void *data, int code, const char *message, const struct raftdir_mailbox *m);
+RAFTDIR_API int raftdir_lookup_start(raftdir *d, const char *name, raftdir_mailbox_fn *done, void *data);
+RAFTDIR_API int raftdir_lookup_uniqueid_start(raftdir *d, const char *uniqueid, raftdir_mailbox_fn *done, void *data);
+RAFTDIR_API int raftdir_lookup_user_start(raftdir *d, const char *user, raftdir_mailbox_fn *done, void *data);
+RAFTDIR_API int raftdir_my_rights_start(raftdir *d, const char *name, const char *user, const char *const *groups, size_t groups_n, raftdir_mailbox_fn *done, void *data);
+
+/* --- Watch ------------------------------------------------------------------------------------------------------------------------
+ * What changes, in the order of the log, from any node, without gaps and without duplicates, across broken connections and dead nodes. */
+
+/* Where a watcher is: everything up to event number `done` of `index` has been told. Keep it to go on later, on whatever node. */
+struct raftdir_position {
+    uint64_t incarnation; /* 0: begin with what happens from now on */
+    uint64_t index;
+    uint32_t done;
+};
+enum raftdir_event_kind {
+    RAFTDIR_EVENT_CHANGED = 1, /* made or changed: m is how it is now */
+    RAFTDIR_EVENT_DELETED,     /* gone; or it left what the filter asks for */
+    RAFTDIR_EVENT_RENAMED,     /* from old_name */
+    RAFTDIR_EVENT_RESERVED,    /* a reservation was made (with `reserved` in the filter only) */
+    RAFTDIR_EVENT_PROGRESS     /* nothing else for this filter up to `position`: keep it */
+};
+struct raftdir_event {
+    int kind;                  /* enum raftdir_event_kind */
+    const char *name;
+    const char *old_name;      /* "" unless renamed */
+    const struct raftdir_mailbox *m; /* the mailbox as the node has it when it tells the event: maybe newer than the event, never older. NULL: it is gone by now (a later event says so), or was deleted */
+    struct raftdir_position position;
+};
+struct raftdir_watch_filter {  /* all of them must hold */
+    size_t size;               /* set by raftdir_watch_filter_init */
+    const char *prefix;        /* of the name, as bytes; NULL: any. A rename is told when either name has it */
+    const char *server;        /* the mailbox is there, or was before the event; NULL: any */
+    const char *partition;
+    int reserved;
+    unsigned progress_ms;      /* RAFTDIR_EVENT_PROGRESS at least this often while nothing happens; 0: 10,000 */
+};
+static inline void raftdir_watch_filter_init(struct raftdir_watch_filter *f)
+{
+    memset(f, 0, sizeof *f);
+    f->size = sizeof *f;
+}
+typedef struct raftdir_watch raftdir_watch;
+/* filter NULL: everything. from NULL: from now on. */
+RAFTDIR_API int raftdir_watch_open(raftdir *d, const struct raftdir_watch_filter *filter, const struct raftdir_position *from, raftdir_watch **w_r);
+/* Waits at most timeout_ms (0: not at all) for the next event, which lives until the next call on this watch. RAFTDIR_EAGAIN: none came; call it again.
+ * RAFTDIR_ECOMPACTED: the position is older than what nodes keep: list everything, then watch from the `position` that raftdir_watch_position gives now.
+ * RAFTDIR_EFOREIGN: the cluster was restored; the same. Other errors: no node could be asked for now; call it again. */
+RAFTDIR_API int raftdir_watch_next(raftdir_watch *w, unsigned timeout_ms, const struct raftdir_event **event_r);
+RAFTDIR_API void raftdir_watch_position(const raftdir_watch *w, struct raftdir_position *position_r);
+RAFTDIR_API void raftdir_watch_close(raftdir_watch **w); /* before its handle; NULL is fine */
+
 /* --- Cluster ------------------------------------------------------------------------------------------------------------------ */
 
 #define RAFTDIR_UUID_LEN 16
@@ -379,6 +460,8 @@ struct raftdir_node_status {
     const char *space;         /* "": enough room on its disk; "low": only writes that don't grow the state are taken; "none" */
     uint64_t space_free;       /* bytes; 0: not known */
     int64_t scrub_age_s;       /* since the last complete scrub of this life; -1: none yet */
+    uint32_t local_readers;    /* slots in use by processes of its host that read the state directly */
+    uint32_t watchers;
     struct raftdir_image fetching;    /* member 0 and an empty phase: none */
     size_t sending_n;
     const struct raftdir_image *sending; /* images that others fetch there */

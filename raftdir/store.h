@@ -20,6 +20,7 @@ struct store_options {
     uint64_t map_len; /* 0: STORE_MAP_LEN, or less where RLIMIT_AS forbids it */
     bool read_only;   /* a local reader: never creates, never writes data */
     bool no_sync;     /* simulation and tests only: nothing survives a power cut */
+    int group;        /* writers: this group's processes may read (data.mdb 0640, lock.mdb 0660); -1 or 0: only the owner */
 };
 /* Opens or creates the environment in directory `dir` (which must exist). RAFTDIR_EVERSION for another STORE_VERSION. */
 int store_open(const char *dir, const struct store_options *options, struct store **store_r, struct err *err);
@@ -111,6 +112,18 @@ void store_scan_counters(const struct store_scan *scan, struct store_counters *c
 void store_scan_release(struct store_scan *scan); /* forget cursors of the transaction; the position stays. Before the txn is reset or ends */
 void store_scan_end(struct store_scan **scan);
 
+/* Changes of mailboxes after a position, in order: what this node still keeps of them (outside the digest; at most FEED_EVENTS_KEPT). */
+enum store_event { STORE_EVENT_CHANGED = 1, STORE_EVENT_DELETED, STORE_EVENT_RENAMED, STORE_EVENT_RESERVED };
+struct store_feed_event {
+    uint64_t index;
+    uint32_t ordinal;                          /* 0, 1, ... within the index */
+    enum store_event event;
+    char name[NAME_KEY_LEN_MAX + 1], old_name[NAME_KEY_LEN_MAX + 1]; /* old_name: "" unless renamed */
+    uint64_t store_id, old_store_id;           /* after and before; 0: none. Where a mailbox was is known by these, whatever became of it since */
+};
+/* The first event behind (index, done), `done` counting the events of `index` that were seen. RAFTDIR_ENOTFOUND: none yet; RAFTDIR_ECOMPACTED: what followed isn't kept any more. */
+int store_feed_next(struct store_txn *txn, uint64_t index, uint32_t done, struct store_feed_event *event_r, struct err *err);
+
 /* Re-reads everything: checksums, every index against brute force, the digest. Progress and problems are told through callbacks.
  * Runs in chunks of one read transaction (it must be one snapshot). Returns 0 even with problems; *problems_r counts them. */
 struct store_verify_cb {
@@ -126,6 +139,17 @@ uint64_t store_map_len(struct store *store);
 /* For fault.h: this is the node's state now (NULL: it has none); is the address within its map? The second may be called by a signal handler. */
 void store_map_watch(struct store *store);
 bool store_map_holds(const void *address);
+/* Readers in all processes (DESIGN D8): slots of the lock file. */
+struct store_readers {
+    unsigned slots, others;   /* in use; those of other processes */
+    uint64_t oldest_lag;      /* commits since the snapshot of the oldest of them that reads now; 0: none does */
+    int oldest_pid;           /* 0: none */
+};
+/* Frees the slots of processes that are gone (mdb_reader_check) and tells what is left. Takes the readers' mutex, which a process that was stopped at the wrong moment
+ * holds: so never on a thread that others wait for. */
+int store_readers_check(struct store *store, struct store_readers *readers_r, struct err *err);
+/* Bytes of the pages that hold something: what a fresh copy would need. Reads no rows. */
+int store_live_len(struct store_txn *txn, uint64_t *len_r, struct err *err);
 /* Bytes inside that are free, or will be when the readers that see them have ended. Reads a row for each transaction that left some. */
 int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err);
 

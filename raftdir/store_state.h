@@ -180,7 +180,6 @@ bool store_mailbox_expired(const struct record *r, uint64_t log_time_ms);
 int store_mailbox_view(struct store_txn *txn, const struct record *r, struct store_mailbox *m, struct err *err);
 
 /* store_feed.c */
-enum store_event { STORE_EVENT_CHANGED = 1, STORE_EVENT_DELETED, STORE_EVENT_RENAMED, STORE_EVENT_RESERVED };
 void store_feed_start(struct store_txn *txn, uint64_t index);
 int store_feed_add(struct store_txn *txn, enum store_event event, const uint8_t *key, size_t key_len, const uint8_t *old_key, size_t old_key_len,
                    struct err *err);
