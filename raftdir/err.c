@@ -120,6 +120,8 @@ int err_from_lmdb(int rc)
         return RAFTDIR_EIO;
     case MDB_VERSION_MISMATCH:
         return RAFTDIR_EVERSION;
+    case MDB_MAP_RESIZED: /* it has grown beyond what this process maps */
+        return RAFTDIR_EUNAVAIL;
     case MDB_READERS_FULL:
         return RAFTDIR_ELIMIT;
     case MDB_KEYEXIST:

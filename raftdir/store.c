@@ -30,7 +30,6 @@
 #define CONFIGURATION_KEY_LEN 13
 #define STATE_FIELDS 14
 #define STATE_LEN (RECORD_COMMON_LEN + 8 * STATE_FIELDS)
-#define MAP_LEN_MIN (64ull << 20)
 #define SPACE_PROBE_LEN (1 << 20)
 
 static const struct {
@@ -86,59 +85,6 @@ void store_cache_put(struct store_cache *cache, const void *text, size_t len, ui
     slot->id = id;
     slot->len = (uint16_t)len;
     memcpy(slot->text, text, len);
-}
-
-#define LOCK_FILE_LEN (STORE_READERS_MAX * 64 + 4096) /* LMDB makes it so long: a slot is a cache line */
-
-/* The readers' table is a sparse file that LMDB maps: the first reader to need a page of it on a full disk would be killed by SIGBUS. Before the open: closing
- * the file later would drop LMDB's locks on it. 0 or an errno. */
-static int lock_file_reserve(const char *dir)
-{
-    char path[4096];
-    int rc = 0;
-    if ((size_t)snprintf(path, sizeof path, "%s/lock.mdb", dir) >= sizeof path)
-        return ENAMETOOLONG;
-    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return errno;
-    while (rc == 0 && fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, LOCK_FILE_LEN) != 0 && (rc = errno) == EINTR)
-        rc = 0;
-    close(fd);
-    return rc == EOPNOTSUPP || rc == ENOSYS ? 0 : rc;
-}
-
-static int open_env(const char *dir, bool read_only, unsigned flags, uint64_t map_len, MDB_env **env_r)
-{
-    MDB_env *env;
-    int rc = mdb_env_create(&env);
-    if (rc)
-        return rc;
-    rc = mdb_env_set_maxdbs(env, TABLES);
-    if (!rc)
-        rc = mdb_env_set_maxreaders(env, STORE_READERS_MAX);
-    if (!rc)
-        rc = mdb_env_set_mapsize(env, map_len);
-    if (!rc && !read_only && !(flags & MDB_NOSYNC))
-        rc = lock_file_reserve(dir);
-    if (!rc)
-        rc = mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | (read_only ? MDB_RDONLY : 0) | flags, 0600);
-    if (rc) {
-        mdb_env_close(env);
-        return rc;
-    }
-    *env_r = env;
-    return 0;
-}
-
-int store_env_open(const char *dir, const struct store_options *o, unsigned flags, MDB_env **env_r)
-{
-    uint64_t map_len = o->map_len ? o->map_len : STORE_MAP_LEN;
-    for (;;) {
-        int rc = open_env(dir, o->read_only, flags, map_len, env_r);
-        if (rc != ENOMEM || o->map_len || map_len / 2 < MAP_LEN_MIN)
-            return rc;
-        map_len /= 2; /* RLIMIT_AS forbids that much */
-    }
 }
 
 static void state_encode(const struct store_totals *s, uint8_t buf[STATE_LEN])
@@ -264,6 +210,7 @@ int store_open(const char *dir, const struct store_options *options, struct stor
     if (!s)
         return err_set(err, RAFTDIR_ENOMEM, "open store: out of memory");
     atomic_store(&s->refs, 1);
+    pthread_mutex_init(&s->small.mutex, NULL);
     if (options)
         s->options = *options;
     int rc;
@@ -275,11 +222,9 @@ int store_open(const char *dir, const struct store_options *options, struct stor
         }
         s->writer->undo.len_max = STORE_UNDO_LEN_MAX;
     }
-    rc = store_env_open(dir, &s->options, MDB_NOMETASYNC | (s->options.no_sync ? MDB_NOSYNC : 0), &s->env);
-    if (rc) {
-        rc = err_set(err, rc == ENOENT && s->options.read_only ? RAFTDIR_ENOTREADY : err_from_lmdb(rc), "open store %s: %s", dir, mdb_strerror(rc));
+    rc = store_env_open(dir, &s->options, MDB_NOMETASYNC | (s->options.no_sync ? MDB_NOSYNC : 0), &s->env, &s->small.on, err);
+    if (rc)
         goto free_store;
-    }
     if (!s->options.read_only) {
         int dead;
         rc = mdb_reader_check(s->env, &dead); /* readers that were killed no longer pin pages */
@@ -299,6 +244,7 @@ int store_open(const char *dir, const struct store_options *options, struct stor
 close_env:
     mdb_env_close(s->env);
 free_store:
+    pthread_mutex_destroy(&s->small.mutex);
     free(s->writer);
     free(s);
     return rc;
@@ -311,6 +257,7 @@ void store_close(struct store **store)
     if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     mdb_env_close(s->env);
+    pthread_mutex_destroy(&s->small.mutex);
     if (s->writer)
         store_undo_close(&s->writer->undo);
     free(s->writer);
@@ -350,16 +297,23 @@ static struct store_txn *txn_create(struct store *store, bool write)
     return txn;
 }
 
+static int begin(struct store *store, bool write, MDB_txn **mdb_r)
+{
+    if (store->small.on)
+        return store_small_begin(store, mdb_r);
+    return mdb_txn_begin(store->env, NULL, write ? 0 : MDB_RDONLY, mdb_r);
+}
+
 static int txn_begin(struct store *store, bool write, struct store_txn **txn_r, struct err *err)
 {
     struct store_txn *txn = txn_create(store, write);
     if (!txn)
         return err_set(err, RAFTDIR_ENOMEM, "begin transaction: out of memory");
-    int rc = mdb_txn_begin(store->env, NULL, write ? 0 : MDB_RDONLY, &txn->mdb);
+    int rc = begin(store, write, &txn->mdb);
     if (rc == MDB_READERS_FULL) {
         int dead;
         if (mdb_reader_check(store->env, &dead) == 0 && dead > 0)
-            rc = mdb_txn_begin(store->env, NULL, write ? 0 : MDB_RDONLY, &txn->mdb);
+            rc = begin(store, write, &txn->mdb);
     }
     if (rc) {
         free(txn);
@@ -377,15 +331,18 @@ int store_read_begin(struct store *store, struct store_txn **txn_r, struct err *
 void store_read_reset(struct store_txn *txn)
 {
     assert(!txn->write);
-    if (txn->live)
-        mdb_txn_reset(txn->mdb);
+    if (!txn->live)
+        return;
+    mdb_txn_reset(txn->mdb);
     txn->live = false;
+    if (txn->store->small.on)
+        store_small_end(txn->store);
 }
 
 int store_read_renew(struct store_txn *txn, struct err *err)
 {
     store_read_reset(txn);
-    int rc = mdb_txn_renew(txn->mdb);
+    int rc = txn->store->small.on ? store_small_begin(txn->store, &txn->mdb) : mdb_txn_renew(txn->mdb);
     if (rc)
         return store_fail(err, rc, "renew transaction");
     txn->live = true;
@@ -399,7 +356,7 @@ void store_read_end(struct store_txn **txn)
 {
     if (!*txn)
         return;
-    assert(!(*txn)->write);
+    store_read_reset(*txn);
     mdb_txn_abort((*txn)->mdb);
     free(*txn);
     *txn = NULL;

@@ -67,9 +67,11 @@ int store_build_begin(const char *dir, const struct store_options *options, stru
     }
     b->no_sync = o.no_sync;
     MDB_stat st;
-    int rc = store_env_open(dir, &o, MDB_NOSYNC, &b->env);
+    bool small;
+    int rc = store_env_open(dir, &o, MDB_NOSYNC, &b->env, &small, err);
     if (rc) {
-        rc = err_set(err, err_from_lmdb(rc), "build a state in %s: %s", dir, mdb_strerror(rc));
+        if (err)
+            err_wrap(err, "build a state");
         goto free_build;
     }
     rc = mdb_env_stat(b->env, &st);

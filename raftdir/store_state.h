@@ -24,6 +24,7 @@
 #ifndef RAFTDIR_STORE_STATE_H
 #define RAFTDIR_STORE_STATE_H
 #include <lmdb.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include "record.h"
 #include "store.h"
@@ -105,6 +106,13 @@ struct store {
     MDB_dbi dbi[TABLES];
     struct store_options options;
     struct store_writer *writer; /* NULL when read-only */
+    /* A reader's map that the state may outgrow (store_env.c). */
+    struct {
+        bool on;
+        pthread_mutex_t mutex; /* of what follows */
+        bool lost;
+        unsigned reading; /* transactions of this process */
+    } small;
 };
 
 struct store_txn {
@@ -123,8 +131,11 @@ struct store_txn {
     uint32_t feed_ordinal;
 };
 
-/* What opening and building have in common; LMDB's codes. flags: MDB_NOSYNC, MDB_NOMETASYNC. */
-int store_env_open(const char *dir, const struct store_options *options, unsigned flags, MDB_env **env_r);
+/* store_env.c: what opening and building have in common. flags: MDB_NOSYNC, MDB_NOMETASYNC. small_r: this reader's transactions begin and are renewed by
+ * store_small_begin (LMDB's codes; NULL in *mdb_inout: begin), and store_small_end is called when one has ended or was reset. */
+int store_env_open(const char *dir, const struct store_options *options, unsigned flags, MDB_env **env_r, bool *small_r, struct err *err);
+int store_small_begin(struct store *store, MDB_txn **mdb_inout);
+void store_small_end(struct store *store);
 int store_table_create(MDB_txn *txn, enum store_table table, MDB_dbi *dbi_r);
 /* After an EIO of a commit: was it for want of space? */
 bool store_space_is_short(MDB_env *env);
