@@ -4,7 +4,9 @@
  * support; fixed for a PAGE_VERSION. Each field is an atomic of its own; what must fit together is ordered:
  *  - `serving` is 0 before the state named by `generation` stops being one to answer from, and is set last when one begins to be;
  *  - `generation` changes after the new generation's state can be opened, and before the old one is removed;
- *  - a reader looks at `serving` and `generation` again after it has read, and throws away what it read when they have changed.
+ *  - `cluster_id` and `node_id` change only while `serving` is 0. With `generation` they say which state it is: a node that was reset begins again with gen-1, as
+ *    somebody else;
+ *  - a reader looks at these four again after it has read, and throws away what it read when they have changed.
  * The file is replaced (another inode), never truncated: a mapped page stays readable. After a crash `serving` may still be 1: the state is the node's, only its age
  * grows, because `fresh_at_ms` stands still. After a reboot the clock is another one: boot_id tells.
  *
@@ -25,8 +27,8 @@ struct page {
     uint64_t magic;
     uint32_t version, len;
     uint8_t boot_id[16];          /* of /proc/sys/kernel/random/boot_id: CLOCK_BOOTTIME means nothing in another boot */
-    uint64_t cluster_id, node_id; /* 0: not part of a cluster */
     char node_name[256];
+    _Atomic uint64_t cluster_id, node_id; /* 0: not part of a cluster */
     _Atomic uint64_t serving;     /* 1: the state may be answered from */
     _Atomic uint64_t generation;  /* N of gen-N */
     _Atomic uint64_t incarnation;

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "logger.h"
-#include "name.h"
 #include "srv_client.h"
 
 static void make_runnable(struct request *r)
@@ -31,34 +30,6 @@ void srv_list_credit(struct request *r, uint32_t rows)
         make_runnable(r);
 }
 
-static bool text_check(struct request *r, const char *what, const char *s, size_t max)
-{
-    if (!s || strlen(s) <= max)
-        return true;
-    srv_fail(r, RAFTDIR_ETOOBIG, "%s is longer than %zu bytes", what, max);
-    return false;
-}
-
-static int list_scan(struct request *r, struct err *err)
-{
-    const Raftdir__Client__List *q = r->msg->list;
-    struct store_filter filter = {.prefix = q->prefix, .pattern = q->pattern, .server = q->server, .partition = q->partition, .reserved = q->reserved};
-    return store_list_begin(&filter, q->after && *q->after ? q->after : NULL, &r->scan, err);
-}
-
-static int visible_scan(struct request *r, struct err *err)
-{
-    const Raftdir__Client__Visible *q = r->msg->visible;
-    struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
-    const char *letters = q->rights && *q->rights ? q->rights : "l";
-    acl_rights rights;
-    int rc = acl_rights_parse(letters, strlen(letters), &rights, err);
-    if (rc != 0)
-        return rc;
-    r->visible = true;
-    return store_visible_begin(&who, rights, q->pattern && *q->pattern ? q->pattern : "*", q->after && *q->after ? q->after : NULL, &r->scan, err);
-}
-
 void srv_list_begin(struct request *r)
 {
     struct err err = {0};
@@ -67,28 +38,17 @@ void srv_list_begin(struct request *r)
     int rc;
     if (r->msg->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_LIST) {
         const Raftdir__Client__List *q = r->msg->list;
-        if (!text_check(r, "prefix", q->prefix, NAME_KEY_LEN_MAX) || !text_check(r, "pattern", q->pattern, 2 * NAME_KEY_LEN_MAX) ||
-            !text_check(r, "server", q->server, SERVER_LEN_MAX) || !text_check(r, "partition", q->partition, PARTITION_LEN_MAX) ||
-            !text_check(r, "after", q->after, NAME_KEY_LEN_MAX))
-            return;
+        struct store_filter filter = {.prefix = q->prefix, .pattern = q->pattern, .server = q->server, .partition = q->partition, .reserved = q->reserved};
         credit = q->credit;
         limit = q->limit;
-        rc = list_scan(r, &err);
+        rc = store_ask_list(&filter, q->after, &r->scan, &err);
     } else {
         const Raftdir__Client__Visible *q = r->msg->visible;
-        if (!text_check(r, "user", q->user, IDENTIFIER_LEN_MAX) || !text_check(r, "pattern", q->pattern, 2 * NAME_KEY_LEN_MAX) ||
-            !text_check(r, "after", q->after, NAME_KEY_LEN_MAX))
-            return;
-        if (q->n_groups > USER_GROUPS_MAX) {
-            srv_fail(r, RAFTDIR_ETOOBIG, "%zu groups; at most %d are allowed", q->n_groups, USER_GROUPS_MAX);
-            return;
-        }
-        for (size_t i = 0; i < q->n_groups; i++)
-            if (!text_check(r, "group", q->groups[i], IDENTIFIER_LEN_MAX))
-                return;
+        struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
         credit = q->credit;
         limit = q->limit;
-        rc = visible_scan(r, &err);
+        r->visible = true;
+        rc = store_ask_visible(&who, q->rights, q->pattern, q->after, &r->scan, &err);
     }
     if (rc != 0) {
         srv_fail_err(r, rc, &err);

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "logger.h"
-#include "name.h"
 #include "srv_client.h"
 
 /* --- Waiting ------------------------------------------------------------------------------------------------------------------ */
@@ -173,21 +172,13 @@ void srv_txn_done(struct service *s)
 
 static int lookup(struct service *s, const Raftdir__Client__Lookup *l, struct store_mailbox *m, struct err *err)
 {
-    char name[NAME_LEN_MAX + 1];
-    int rc;
     switch (l->by_case) {
     case RAFTDIR__CLIENT__LOOKUP__BY_NAME:
-        if ((rc = name_check(l->name, strlen(l->name), err)) != 0)
-            return rc;
-        return store_lookup(s->txn, l->name, strlen(l->name), m, err);
+        return store_ask(s->txn, STORE_BY_NAME, l->name, m, err);
     case RAFTDIR__CLIENT__LOOKUP__BY_UNIQUEID:
-        if (strlen(l->uniqueid) > UNIQUEID_LEN_MAX)
-            return err_set(err, RAFTDIR_ETOOBIG, "the uniqueid is longer than %d bytes", UNIQUEID_LEN_MAX);
-        return store_lookup_uniqueid(s->txn, l->uniqueid, strlen(l->uniqueid), m, err);
+        return store_ask(s->txn, STORE_BY_UNIQUEID, l->uniqueid, m, err);
     case RAFTDIR__CLIENT__LOOKUP__BY_USER:
-        if ((rc = name_of_user(l->user, name, err)) != 0)
-            return rc;
-        return store_lookup(s->txn, name, strlen(name), m, err);
+        return store_ask(s->txn, STORE_BY_USER, l->user, m, err);
     default:
         return err_set(err, RAFTDIR_EINVAL, "lookup by what? name, uniqueid or user");
     }
@@ -247,24 +238,18 @@ static void answer_my_rights(struct request *r)
     struct store_meta meta;
     struct store_mailbox m;
     struct err err = {0};
-    if (q->n_groups > USER_GROUPS_MAX) {
-        srv_fail(r, RAFTDIR_ETOOBIG, "%zu groups; at most %d are allowed", q->n_groups, USER_GROUPS_MAX);
-        return;
-    }
+    acl_rights rights = 0;
+    struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
     int rc = srv_txn(r->service, &meta, &err);
     if (rc != 0) {
         srv_fail_err(r, rc, &err);
         return;
     }
-    if ((rc = name_check(q->name, strlen(q->name), &err)) == 0)
-        rc = store_lookup(r->service->txn, q->name, strlen(q->name), &m, &err);
-    if (rc != 0) {
+    rc = store_ask_rights(r->service->txn, q->name, &who, &m, &rights, &err);
+    if (rc != 0)
         answer_not_found(r, &meta, rc, &err);
-        return;
-    }
-    struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
-    acl_rights rights = acl_eval(m.acl.s, m.acl.len, &who);
-    answer_row(r, &meta, &m, &rights);
+    else
+        answer_row(r, &meta, &m, &rights);
 }
 
 static void answer_barrier(struct request *r)

@@ -112,6 +112,14 @@ void store_scan_counters(const struct store_scan *scan, struct store_counters *c
 void store_scan_release(struct store_scan *scan); /* forget cursors of the transaction; the position stays. Before the txn is reset or ends */
 void store_scan_end(struct store_scan **scan);
 
+/* What clients ask, checked first (RAFTDIR_ENAME, ETOOBIG, EINVAL, EACL): the daemon and local readers refuse and find the same. Beyond that as store_lookup,
+ * store_list_begin and store_visible_begin; empty strings are NULL. */
+enum store_by { STORE_BY_NAME = 1, STORE_BY_UNIQUEID, STORE_BY_USER };
+int store_ask(struct store_txn *txn, enum store_by by, const char *key, struct store_mailbox *m_r, struct err *err);
+int store_ask_rights(struct store_txn *txn, const char *name, const struct acl_subject *who, struct store_mailbox *m_r, acl_rights *rights_r, struct err *err);
+int store_ask_list(const struct store_filter *filter, const char *after, struct store_scan **scan_r, struct err *err);
+int store_ask_visible(const struct acl_subject *who, const char *rights, const char *pattern, const char *after, struct store_scan **scan_r, struct err *err);
+
 /* Changes of mailboxes after a position, in order: what this node still keeps of them (outside the digest; at most FEED_EVENTS_KEPT). */
 enum store_event { STORE_EVENT_CHANGED = 1, STORE_EVENT_DELETED, STORE_EVENT_RENAMED, STORE_EVENT_RESERVED };
 struct store_feed_event {
