@@ -12,17 +12,20 @@
  * What a code means for a write: proto/README.md. */
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include "lib_internal.h"
 
 #define FRAME_VERSION CLIENT_FRAME_VERSION
 
-static void call_end(struct call *c, int code, const char *text);
 static void end_decided(struct call *c);
+
+/* Something has changed that calls wait for. */
+static void wake_calls(struct raftdir *d)
+{
+    d->schedule_at = 0;
+}
 
 /* --- Calls ------------------------------------------------------------------------------------------------------------------ */
 
@@ -57,6 +60,11 @@ void call_start(struct call *c)
     c->started_at = lib_now_ms();
     c->deadline = c->started_at + c->timeout_ms;
     c->waiting_since = c->started_at;
+    c->serial = c->d->next_serial++;
+    struct call **bucket = &c->d->by_serial[c->serial % CALL_BUCKETS];
+    c->hash_next = *bucket;
+    *bucket = c;
+    wake_calls(c->d);
     c->next = c->d->calls;
     if (c->next)
         c->next->prev = c;
@@ -85,6 +93,15 @@ static void drop_attempt(struct call *c, unsigned i)
     c->attempts[i] = c->attempts[--c->attempts_n];
 }
 
+static struct call *call_of_request(const struct raftdir *d, uint64_t request_id)
+{
+    uint64_t serial = request_id >> CALL_ATTEMPT_BITS;
+    struct call *c = d->by_serial[serial % CALL_BUCKETS];
+    while (c && c->serial != serial)
+        c = c->hash_next;
+    return c;
+}
+
 void call_destroy(struct call **cp)
 {
     struct call *c = *cp;
@@ -101,8 +118,16 @@ void call_destroy(struct call **cp)
         c->d->calls = c->next;
     if (c->next)
         c->next->prev = c->prev;
+    for (struct call **at = c->serial ? &c->d->by_serial[c->serial % CALL_BUCKETS] : NULL; at && *at; at = &(*at)->hash_next)
+        if (*at == c) {
+            *at = c->hash_next;
+            break;
+        }
     if (c->done_fn)
         c->d->submitted_n--;
+    if (c->answered_fn)
+        c->d->reads_n--;
+    raftdir_mailbox_free(c->found);
     if (c->answer)
         raftdir__client__from_node__free_unpacked(c->answer, NULL);
     free(c->body);
@@ -114,7 +139,7 @@ static bool attempt_reached_wire(const struct attempt *a)
     return a->end_pos && a->ep->link && a->ep->link->tried >= a->end_pos;
 }
 
-static void call_end(struct call *c, int code, const char *text)
+void call_end(struct call *c, int code, const char *text)
 {
     assert(!c->done);
     while (c->attempts_n) {
@@ -122,6 +147,11 @@ static void call_end(struct call *c, int code, const char *text)
         c->attempts_n--;
     }
     c->done = true;
+    c->d->ended_some = true;
+    if (c->done_fn || c->answered_fn) {
+        *c->d->ended_last = c;
+        c->d->ended_last = &c->ended_next;
+    }
     c->result.code = code;
     snprintf(c->result.text, sizeof c->result.text, "%s", code ? (text && *text ? text : err_text(code)) : "");
 }
@@ -223,6 +253,7 @@ static bool all_tried(const struct call *c)
 
 static void attempt_failed(struct call *c, const struct err *err, bool maybe, bool hard)
 {
+    wake_calls(c->d);
     c->maybe |= maybe;
     /* What a node answered is a better reason than that another couldn't be reached. */
     bool answered = err->code != RAFTDIR_EUNAVAIL;
@@ -234,6 +265,7 @@ static void attempt_failed(struct call *c, const struct err *err, bool maybe, bo
 
 static void endpoint_failed(struct raftdir *d, struct endpoint *ep, uint64_t now, const struct err *err)
 {
+    wake_calls(d);
     ep->err = *err;
     bool was_ready = ep->link && ep->link->state == LINK_READY;
     ep->hard = !was_ready && (err->code == RAFTDIR_EPERM || err->code == RAFTDIR_EAUTH || err->code == RAFTDIR_EVERSION);
@@ -315,6 +347,12 @@ static bool attempt_queue(struct call *c, unsigned i, uint64_t now)
     return true;
 }
 
+/* An answer to an attempt that is over finds no attempt with its id: ids of a call come again after a million attempts. */
+static uint64_t request_id(struct call *c)
+{
+    return c->serial << CALL_ATTEMPT_BITS | (c->attempts_made++ & ((1u << CALL_ATTEMPT_BITS) - 1));
+}
+
 static void attempt_start(struct call *c, struct endpoint *ep, uint64_t now)
 {
     struct raftdir *d = c->d;
@@ -327,7 +365,7 @@ static void attempt_start(struct call *c, struct endpoint *ep, uint64_t now)
             attempt_failed(c, &err, false, ep->hard);
         return;
     }
-    c->attempts[c->attempts_n++] = (struct attempt){.ep = ep, .request_id = d->next_id++, .started_at = now};
+    c->attempts[c->attempts_n++] = (struct attempt){.ep = ep, .request_id = request_id(c), .started_at = now};
 }
 
 static void new_round(struct call *c, uint64_t now)
@@ -337,7 +375,6 @@ static void new_round(struct call *c, uint64_t now)
     c->next_at = now + RETRY_PAUSE_MS;
 }
 
-/* Starts what has to be started and queues what can be queued. */
 static void call_schedule(struct call *c, uint64_t now)
 {
     struct raftdir *d = c->d;
@@ -451,6 +488,7 @@ static int on_hello(struct raftdir *d, struct endpoint *ep, const Raftdir__Clien
         return err_set(err, RAFTDIR_ENOMEM, "out of memory");
     ep->node_id = h->node_id;
     ep->link->state = LINK_READY;
+    wake_calls(d);
     ep->failures = 0;
     ep->hard = false;
     ep->err.code = 0;
@@ -580,6 +618,7 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
         uint64_t log_time = m->has_log_time_ms ? m->log_time_ms : d->log_time_ms;
         drop_attempt(c, i);
         if (begin_anew(c, log_time)) {
+            wake_calls(d);
             raftdir__client__from_node__free_unpacked(m, NULL);
             return;
         }
@@ -592,6 +631,7 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
         /* "The operation id is somebody else's": ours, under the identity that another node knows us by. Decided, and that attempt has the result. */
         drop_attempt(c, i);
         c->maybe = c->decided = true;
+        wake_calls(d);
         uint64_t grace = now + 2ull * d->patience_ms; /* for a node that is slow; one that is stopped isn't waited for */
         c->deadline = grace < c->deadline ? grace : c->deadline;
         if (!c->attempts_n)
@@ -673,18 +713,18 @@ static int on_frame(struct raftdir *d, struct endpoint *ep, const uint8_t *frame
         raftdir__client__from_node__free_unpacked(m, NULL);
         return rc;
     }
-    for (struct call *c = d->calls; c; c = c->next)
-        for (unsigned i = 0; i < c->attempts_n; i++)
-            if (c->attempts[i].ep == ep && c->attempts[i].request_id == m->request_id && c->attempts[i].end_pos) {
-                on_answer(c, i, m, now);
-                return 0;
-            }
+    struct call *c = call_of_request(d, m->request_id);
+    for (unsigned i = 0; c && i < c->attempts_n; i++)
+        if (c->attempts[i].ep == ep && c->attempts[i].request_id == m->request_id && c->attempts[i].end_pos) {
+            on_answer(c, i, m, now);
+            return 0;
+        }
     remember(d, ep, m, false);
     raftdir__client__from_node__free_unpacked(m, NULL); /* late: its call is over */
     return 0;
 }
 
-/* --- The loop ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- The links ------------------------------------------------------------------------------------------------------------------------------ */
 
 static int say_hello(struct raftdir *d, struct endpoint *ep, struct err *err)
 {
@@ -694,12 +734,12 @@ static int say_hello(struct raftdir *d, struct endpoint *ep, struct err *err)
     if (raftdir__client__hello__get_packed_size(&hello) > sizeof body)
         hello.software = NULL;
     size_t len = raftdir__client__hello__pack(&hello, body);
-    ep->link->hello_id = d->next_id++;
+    ep->link->hello_id = d->next_serial++ << CALL_ATTEMPT_BITS;
     Raftdir__Client__ToNode head = head_of(ep->link->hello_id);
     return link_queue(ep->link, &head, RAFTDIR__CLIENT__TO_NODE__BODY_HELLO, body, len, err);
 }
 
-static void endpoint_io(struct raftdir *d, struct endpoint *ep, uint64_t now)
+void engine_io(struct raftdir *d, struct endpoint *ep, uint64_t now)
 {
     struct err err = {0};
     int rc = link_progress(ep, &err);
@@ -731,102 +771,33 @@ static void endpoint_io(struct raftdir *d, struct endpoint *ep, uint64_t now)
     }
 }
 
-static void schedule_all(struct raftdir *d, uint64_t now)
+void engine_schedule(struct raftdir *d, uint64_t now)
 {
+    if (now < d->schedule_at)
+        return;
+    /* Scheduling may wake calls again: a link that breaks as soon as it is opened ends attempts of calls that were looked at already. */
+    d->schedule_at = UINT64_MAX;
     for (struct call *c = d->calls; c; c = c->next)
-        call_schedule(c, now);
+        engine_schedule_one(c, now);
 }
 
-/* Callbacks of submitted writes that ended; they are freed here. */
-static void reap(struct raftdir *d)
+void engine_schedule_one(struct call *c, uint64_t now)
 {
-    for (struct call *c = d->calls, *next; c; c = next) {
-        next = c->next;
-        if (!c->done || !c->done_fn)
-            continue;
-        struct raftdir_result r = {.failed_op = -1};
-        struct raftdir_op_result *ops = NULL;
-        if (c->answer && c->answer->body_case == RAFTDIR__CLIENT__FROM_NODE__BODY_WRITE) {
-            const Raftdir__Log__Result *w = c->answer->write;
-            r.index = w->index;
-            if (w->has_failed_op)
-                r.failed_op = (int)w->failed_op;
-            if (w->code == 0 && (ops = calloc(w->n_ops ? w->n_ops : 1, sizeof *ops))) {
-                for (size_t i = 0; i < w->n_ops; i++)
-                    ops[i] = (struct raftdir_op_result){w->ops[i]->generation, w->ops[i]->mailbox_id, w->ops[i]->changed};
-                r.ops = ops;
-                r.ops_n = w->n_ops;
-            }
-        }
-        c->done_fn(c->data, c->result.code, c->result.text, &r);
-        free(ops);
-        call_destroy(&c);
-    }
+    call_schedule(c, now);
+    if (c->done)
+        return;
+    uint64_t at = call_wakes(c, now);
+    if (at < c->d->schedule_at)
+        c->d->schedule_at = at;
 }
 
-/* Offers what is queued to the sockets at once, without waiting for poll to say so. */
-static void send_queued(struct raftdir *d, uint64_t now)
+void engine_send(struct raftdir *d, uint64_t now)
 {
     for (unsigned i = 0; i < d->endpoints_n; i++) {
         struct endpoint *ep = d->endpoints[i];
         if (ep->link && ep->link->state == LINK_READY && ep->link->out_start < ep->link->out_end)
-            endpoint_io(d, ep, now);
+            engine_io(d, ep, now);
     }
-}
-
-void engine_flush(struct raftdir *d)
-{
-    uint64_t now = lib_now_ms();
-    schedule_all(d, now);
-    send_queued(d, now);
-}
-
-void engine_turn(struct raftdir *d, uint64_t until)
-{
-    uint64_t now = lib_now_ms();
-    schedule_all(d, now);
-    send_queued(d, now);
-    struct pollfd fds[ENDPOINTS_MAX];
-    struct endpoint *eps[ENDPOINTS_MAX];
-    nfds_t n = 0;
-    uint64_t wake = until;
-    bool done = false;
-    for (struct call *c = d->calls; c; c = c->next) {
-        uint64_t at = c->done ? now : call_wakes(c, now);
-        done |= c->done && !((c->flags & CALL_STREAM) && !c->waiting_since);
-        wake = at < wake && !c->done ? at : wake;
-    }
-    for (unsigned i = 0; i < d->endpoints_n; i++) {
-        struct endpoint *ep = d->endpoints[i];
-        if (!ep->link)
-            continue;
-        if (ep->link->state != LINK_READY && ep->link->deadline < wake)
-            wake = ep->link->deadline;
-        fds[n] = (struct pollfd){.fd = ep->link->fd, .events = link_events(ep->link)};
-        eps[n++] = ep;
-    }
-    uint64_t wait = wake > now ? wake - now : 0;
-    int rc = poll(fds, n, done ? 0 : wait > 60000 ? 60000 : (int)wait);
-    now = lib_now_ms();
-    for (nfds_t i = 0; i < n; i++)
-        if (eps[i]->link && eps[i]->link->fd == fds[i].fd &&
-            ((rc > 0 && fds[i].revents) || (eps[i]->link->state != LINK_READY && now >= eps[i]->link->deadline)))
-            endpoint_io(d, eps[i], now);
-    schedule_all(d, now);
-    reap(d);
-}
-
-int call_wait(struct call *c)
-{
-    struct raftdir *d = c->d;
-    /* Links that ended while nobody looked are found before anything is sent on them: a write isn't made uncertain needlessly. */
-    uint64_t now = lib_now_ms();
-    for (unsigned i = 0; i < d->endpoints_n; i++)
-        if (d->endpoints[i]->link)
-            endpoint_io(d, d->endpoints[i], now);
-    while (!c->done)
-        engine_turn(d, UINT64_MAX);
-    return c->result.code;
 }
 
 int call_credit(struct call *c, uint32_t rows)

@@ -1,4 +1,5 @@
 /* lib_handle.c - opening and closing a handle, its endpoints, its errors. */
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -167,6 +168,7 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
         err_set(&err, RAFTDIR_ENOMEM, "out of memory");
         goto failed;
     }
+    wait_init(d);
     if (o->size != sizeof *o || o->level < 0 || o->level > RAFTDIR_LINEARIZABLE || o->window > WINDOW_MAX) {
         err_set(&err, RAFTDIR_EINVAL,
                 o->size != sizeof *o ? "options of another version: use raftdir_options_init" : "options: level or window out of range");
@@ -186,9 +188,9 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
         err_set(&err, RAFTDIR_ENOMEM, "out of memory");
         goto failed;
     }
-    if (lib_random(&d->next_id, sizeof d->next_id, &err) < 0)
+    if (lib_random(&d->next_serial, sizeof d->next_serial, &err) < 0)
         goto failed;
-    d->next_id >>= 8; /* room to count */
+    d->next_serial = (d->next_serial >> (CALL_ATTEMPT_BITS + 8)) + 1; /* room to count; 0 is no call's */
     const char *list = or_env(o->endpoints, "RAFTDIR_ENDPOINTS");
     if (parse_endpoints(d, list ? list : ENDPOINT_DEFAULT, &err) < 0)
         goto failed;
@@ -226,13 +228,11 @@ void raftdir_close(raftdir **dp)
     if (!d)
         return;
     *dp = NULL;
+    assert(!d->in_callback);
     bool ours = d->pid == getpid();
+    wait_close(d, ours);
     while (d->calls) {
         struct call *c = d->calls;
-        if (c->done_fn && ours && !c->done) {
-            struct raftdir_result none = {.failed_op = -1};
-            c->done_fn(c->data, RAFTDIR_ECANCELED, "the handle was closed", &none);
-        }
         if (!ours)
             c->attempts_n = 0; /* nothing is said on the parent's connections */
         call_destroy(&c);
@@ -259,14 +259,24 @@ int lib_check(struct raftdir *d)
                    (long)getpid());
 }
 
-int lib_enter(struct raftdir *d)
+int lib_enter_callback(struct raftdir *d)
 {
     int rc = lib_check(d);
     if (rc < 0)
         return rc;
+    if (d->closing)
+        return err_set(&d->err, RAFTDIR_ECANCELED, "the handle is being closed");
     d->err.code = 0;
     d->err.text[0] = '\0';
     return 0;
+}
+
+int lib_enter(struct raftdir *d)
+{
+    int rc = lib_enter_callback(d);
+    if (rc < 0 || !d->in_callback)
+        return rc;
+    return err_set(&d->err, RAFTDIR_EINVAL, "called from within a callback: only raftdir_*_start and raftdir_submit may be");
 }
 
 const char *raftdir_message(const raftdir *d)

@@ -31,6 +31,10 @@
 #define ANSWER_MARGIN_MS 200         /* nodes are told to give up so much before we do */
 #define LAST_ATTEMPT_MS 100          /* no write is begun again with less time than this */
 #define LIST_WINDOW 2048             /* rows of credit */
+#define READS_MAX 1024               /* reads begun by raftdir_*_start, in flight */
+#define CALL_BUCKETS 256             /* calls in flight, by their number */
+#define CALL_ATTEMPT_BITS 20         /* a request id: the call's number, then which of its attempts */
+#define UNWATCHED_MS 10              /* how often a link is looked at that the kernel has no room to watch */
 
 struct raftdir;
 struct call;
@@ -49,6 +53,8 @@ struct link {
     uint64_t tried;      /* stream position behind the last byte ever offered to the socket or to TLS */
     uint64_t deadline;   /* while not ready */
     uint64_t hello_id;
+    int loop_fd;         /* where it is registered for `watched`; valid while that isn't 0 */
+    short watched;       /* poll events */
 };
 
 struct endpoint {
@@ -85,6 +91,10 @@ enum {
 
 struct call {
     struct call *prev, *next;
+    struct call *hash_next;  /* in the handle's by_serial */
+    struct call *ended_next; /* in the handle's ended */
+    uint64_t serial;         /* 0: not started */
+    uint32_t attempts_made;
     struct raftdir *d;
     unsigned flags;
     unsigned body_field; /* of ToNode */
@@ -114,7 +124,9 @@ struct call {
     int (*prepare)(struct call *c);                                     /* streams: rebuild the body before each attempt; NULL: nothing to do */
     void (*on_frame)(struct call *c, Raftdir__Client__FromNode *answer); /* streams: takes the answer */
     void *data;
-    raftdir_done_fn *done_fn; /* submitted writes */
+    raftdir_done_fn *done_fn;         /* submitted writes */
+    raftdir_mailbox_fn *answered_fn;  /* reads begun by raftdir_*_start */
+    struct raftdir_mailbox *found;    /* ... and answered from this host's copy of the state */
 };
 
 struct raftdir {
@@ -127,9 +139,17 @@ struct raftdir {
     unsigned timeout_ms, patience_ms, unreachable_ms, window;
     int level;
     int pinned;
-    uint64_t next_id;
+    uint64_t next_serial; /* of calls and of hellos */
     struct call *calls;
-    unsigned submitted_n;
+    struct call *by_serial[CALL_BUCKETS];
+    struct call *ended, **ended_last; /* those with a callback that is to be called */
+    unsigned submitted_n, reads_n;
+    uint64_t schedule_at;    /* when calls are to be looked at again; 0: at once */
+    bool ended_some;         /* a call ended in this turn */
+    bool nonblocking;
+    bool in_callback, closing;
+    int loop_fd, timer_fd;   /* raftdir_fd; -1: nobody has asked for it */
+    uint64_t timer_at;       /* what the timer is set to; UINT64_MAX: not set */
     /* What has been seen. */
     uint64_t incarnation, index; /* the session */
     uint64_t log_time_ms;
@@ -154,8 +174,10 @@ struct raftdir {
 /* lib_handle.c */
 uint64_t lib_now_ms(void);
 int lib_random(void *buf, size_t len, struct err *err);
-/* The start of every public function: right process, error cleared. */
+/* The start of every public function: right process, not within a callback, error cleared. */
 int lib_enter(struct raftdir *d);
+/* ... that callbacks may call. */
+int lib_enter_callback(struct raftdir *d);
 /* ... without clearing the error. */
 int lib_check(struct raftdir *d);
 struct endpoint *endpoint_add(struct raftdir *d, const char *text, size_t len, bool learned, struct err *err);
@@ -163,6 +185,7 @@ struct endpoint *endpoint_add(struct raftdir *d, const char *text, size_t len, b
 /* lib_link.c */
 int link_open(struct raftdir *d, struct endpoint *ep, uint64_t now, struct err *err);
 void link_close(struct link **link, bool quiet); /* quiet: say nothing on the wire */
+void link_unwatch(struct link *l);               /* its event loop forgets it; nothing when there is none */
 short link_events(const struct link *l);
 /* Goes on with what the socket is ready for. Negative: the link is of no more use. */
 int link_progress(struct endpoint *ep, struct err *err);
@@ -173,17 +196,34 @@ int link_queue(struct link *l, const Raftdir__Client__ToNode *head, unsigned fie
 struct call *call_create(struct raftdir *d, unsigned flags, unsigned body_field); /* NULL without memory; not started */
 int call_body(struct call *c, const ProtobufCMessage *body);                        /* packs */
 void call_start(struct call *c);
+void call_end(struct call *c, int code, const char *text);
 void call_destroy(struct call **c);         /* ends its attempts */
-int call_wait(struct call *c);               /* runs the engine until it is done; its code */
-void engine_turn(struct raftdir *d, uint64_t until); /* one round: schedule, poll, read, answer */
-void engine_flush(struct raftdir *d);        /* schedule and send, without waiting or reading */
 int call_credit(struct call *c, uint32_t rows);
 /* call_start, call_wait, the answer kept in the handle, the call freed. The code is put into d->err. */
 int call_run(struct raftdir *d, struct call **c);
 bool call_code_is_final(const struct call *c, int code);
+/* Starts what has to be started and queues what can be queued: of all calls (d->schedule_at is set to when that is to be done again), of one (it is lowered). */
+void engine_schedule(struct raftdir *d, uint64_t now);
+void engine_schedule_one(struct call *c, uint64_t now);
+void engine_send(struct raftdir *d, uint64_t now); /* offers what is queued to the sockets */
+void engine_io(struct raftdir *d, struct endpoint *ep, uint64_t now); /* goes on with its link, whatever the socket is ready for */
+
+/* lib_wait.c */
+int call_wait(struct call *c);               /* runs the engine until it is done; its code */
+void engine_turn(struct raftdir *d, uint64_t until); /* one round: schedule, wait at most until then, read, answer, call back */
+void engine_flush(struct raftdir *d);        /* schedule and send, without waiting or calling back */
+void engine_begin(struct call *c);           /* starts a call and sends it, without waiting or calling back */
+void wait_init(struct raftdir *d);
+void wait_close(struct raftdir *d, bool ours); /* before the links go */
 
 /* lib_mailbox.c */
 void mailbox_from_row(struct raftdir_mailbox *m_r, const Raftdir__Client__Row *row); /* borrows the row's strings */
+/* Of a lookup's answer; RAFTDIR_EPROTO: it has no mailbox. */
+int mailbox_from_answer(const Raftdir__Client__FromNode *answer, const struct endpoint *ep, struct raftdir_mailbox *m_r, struct err *err);
+
+/* lib_read.c: calls of lookups, not started; NULL: d->err says why. */
+struct call *read_lookup(struct raftdir *d, Raftdir__Client__Lookup__ByCase by, const char *key);
+struct call *read_my_rights(struct raftdir *d, const char *name, const char *user, const char *const *groups, size_t groups_n);
 
 /* lib_admin.c */
 int members_from(struct raftdir *d, Raftdir__Cluster__Member *const *list, size_t n, uint64_t leader);

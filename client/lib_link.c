@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -181,12 +182,20 @@ int link_open(struct raftdir *d, struct endpoint *ep, uint64_t now, struct err *
     return 0;
 }
 
+void link_unwatch(struct link *l)
+{
+    if (l->watched)
+        epoll_ctl(l->loop_fd, EPOLL_CTL_DEL, l->fd, NULL);
+    l->watched = 0;
+}
+
 void link_close(struct link **lp, bool quiet)
 {
     struct link *l = *lp;
     if (!l)
         return;
     *lp = NULL;
+    link_unwatch(l); /* closing does it only while no child has the descriptor, too */
     if (l->ssl) {
         if (!quiet && l->state >= LINK_HELLO) {
             ERR_clear_error();

@@ -38,6 +38,15 @@ void mailbox_from_row(struct raftdir_mailbox *m, const Raftdir__Client__Row *row
     };
 }
 
+int mailbox_from_answer(const Raftdir__Client__FromNode *m, const struct endpoint *ep, struct raftdir_mailbox *m_r, struct err *err)
+{
+    /* Only RAFTDIR_ENOTFOUND means "not there": an empty answer means nothing. */
+    if (!m || m->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS || m->rows->n_rows != 1)
+        return err_set(err, RAFTDIR_EPROTO, "%s: a lookup was answered without a mailbox", ep ? ep->text : "node");
+    mailbox_from_row(m_r, m->rows->rows[0]);
+    return 0;
+}
+
 /* Every string of a mailbox, for copying. */
 #define STRINGS(X)                                                                                                                         \
     X(name)                                                                                                                                \

@@ -6,27 +6,55 @@
 #include <string.h>
 #include "lib_internal.h"
 
-static int run_body(struct raftdir *d, unsigned flags, unsigned field, const ProtobufCMessage *body)
+static struct call *read_call(struct raftdir *d, unsigned field, const ProtobufCMessage *body)
 {
-    struct call *c = call_create(d, flags, field);
+    struct call *c = call_create(d, CALL_HEDGE, field);
     if (!c || call_body(c, body) < 0) {
         call_destroy(&c);
-        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+        err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
     }
-    return call_run(d, &c);
+    return c;
 }
 
-static int one_row(struct raftdir *d, int rc, const struct raftdir_mailbox **m_r)
+struct call *read_lookup(struct raftdir *d, Raftdir__Client__Lookup__ByCase by, const char *key)
 {
-    if (rc < 0)
-        return rc;
-    const Raftdir__Client__FromNode *m = d->kept;
-    /* Only RAFTDIR_ENOTFOUND means "not there": an empty answer means nothing. */
-    if (m->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS || m->rows->n_rows != 1)
-        return err_set(&d->err, RAFTDIR_EPROTO, "%s: a lookup was answered without a mailbox", d->answer_ep ? d->answer_ep->text : "node");
-    mailbox_from_row(&d->mailbox, m->rows->rows[0]);
-    *m_r = &d->mailbox;
-    return 0;
+    if (!key || !*key) {
+        err_set(&d->err, RAFTDIR_EINVAL, "lookup of an empty name");
+        return NULL;
+    }
+    Raftdir__Client__Lookup l = RAFTDIR__CLIENT__LOOKUP__INIT;
+    l.by_case = by;
+    l.name = (char *)key; /* the union's members are all strings */
+    return read_call(d, RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP, &l.base);
+}
+
+struct call *read_my_rights(struct raftdir *d, const char *name, const char *user, const char *const *groups, size_t groups_n)
+{
+    if (!name || !*name || !user || !*user) {
+        err_set(&d->err, RAFTDIR_EINVAL, "a mailbox's name and a user are needed");
+        return NULL;
+    }
+    if (groups_n > USER_GROUPS_MAX) {
+        err_set(&d->err, RAFTDIR_ETOOBIG, "%zu groups; at most %d", groups_n, USER_GROUPS_MAX);
+        return NULL;
+    }
+    Raftdir__Client__MyRights r = RAFTDIR__CLIENT__MY_RIGHTS__INIT;
+    r.name = (char *)name;
+    r.user = (char *)user;
+    r.groups = (char **)groups;
+    r.n_groups = groups_n;
+    return read_call(d, RAFTDIR__CLIENT__TO_NODE__BODY_MY_RIGHTS, &r.base);
+}
+
+/* Asks a node for one mailbox. */
+static int one_row(struct raftdir *d, struct call *c, const struct raftdir_mailbox **m_r)
+{
+    if (!c)
+        return d->err.code;
+    int rc = call_run(d, &c);
+    if (rc == 0 && (rc = mailbox_from_answer(d->kept, d->answer_ep, &d->mailbox, &d->err)) == 0)
+        *m_r = &d->mailbox;
+    return rc;
 }
 
 static int lookup(struct raftdir *d, Raftdir__Client__Lookup__ByCase by, const char *key, const struct raftdir_mailbox **m_r)
@@ -35,12 +63,7 @@ static int lookup(struct raftdir *d, Raftdir__Client__Lookup__ByCase by, const c
     int rc = lib_enter(d);
     if (rc < 0)
         return rc;
-    if (!key || !*key)
-        return err_set(&d->err, RAFTDIR_EINVAL, "lookup of an empty name");
-    Raftdir__Client__Lookup l = RAFTDIR__CLIENT__LOOKUP__INIT;
-    l.by_case = by;
-    l.name = (char *)key; /* the union's members are all strings */
-    return one_row(d, run_body(d, CALL_HEDGE, RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP, &l.base), m_r);
+    return one_row(d, read_lookup(d, by, key), m_r);
 }
 
 int raftdir_lookup(raftdir *d, const char *name, const struct raftdir_mailbox **m_r)
@@ -65,16 +88,7 @@ int raftdir_my_rights(raftdir *d, const char *name, const char *user, const char
     int rc = lib_enter(d);
     if (rc < 0)
         return rc;
-    if (!name || !*name || !user || !*user)
-        return err_set(&d->err, RAFTDIR_EINVAL, "a mailbox's name and a user are needed");
-    if (groups_n > USER_GROUPS_MAX)
-        return err_set(&d->err, RAFTDIR_ETOOBIG, "%zu groups; at most %d", groups_n, USER_GROUPS_MAX);
-    Raftdir__Client__MyRights r = RAFTDIR__CLIENT__MY_RIGHTS__INIT;
-    r.name = (char *)name;
-    r.user = (char *)user;
-    r.groups = (char **)groups;
-    r.n_groups = groups_n;
-    return one_row(d, run_body(d, CALL_HEDGE, RAFTDIR__CLIENT__TO_NODE__BODY_MY_RIGHTS, &r.base), m_r);
+    return one_row(d, read_my_rights(d, name, user, groups, groups_n), m_r);
 }
 
 int raftdir_barrier(raftdir *d, uint64_t index)
@@ -312,10 +326,15 @@ int raftdir_list_next(raftdir_list *l, const struct raftdir_mailbox **m_r)
     if (!l->first) {
         if (l->limit && l->rows_n >= l->limit)
             return 0;
-        l->call->waiting_since = lib_now_ms();
-        l->call->deadline = l->call->waiting_since + l->call->timeout_ms;
-        while (!l->first && !l->call->done)
-            engine_turn(d, UINT64_MAX);
+        if (!l->call->waiting_since) { /* else a call that didn't wait began it */
+            l->call->waiting_since = lib_now_ms();
+            l->call->deadline = l->call->waiting_since + l->call->timeout_ms;
+        }
+        while (!l->first && !l->call->done) {
+            engine_turn(d, d->nonblocking ? 0 : UINT64_MAX);
+            if (d->nonblocking && !l->first && !l->call->done)
+                return err_set(&d->err, RAFTDIR_EAGAIN, "no row has come yet");
+        }
         l->call->waiting_since = 0;
     }
     if (!l->first) {
@@ -357,7 +376,10 @@ void raftdir_list_close(raftdir_list **lp)
     /* In a forked child nothing may be said on the parent's connection. */
     if (l->call && lib_check(l->d) < 0)
         l->call->attempts_n = 0;
+    bool tell = l->call && !l->call->done && l->call->attempts_n;
     call_destroy(&l->call);
+    if (tell)
+        engine_flush(l->d); /* the node shouldn't read on for nobody */
     while (l->first) {
         struct frame *f = l->first;
         l->first = f->next;

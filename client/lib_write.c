@@ -56,21 +56,23 @@ int raftdir_write(raftdir *d, const raftdir_batch *b, const struct raftdir_resul
 
 int raftdir_submit(raftdir *d, const raftdir_batch *b, raftdir_done_fn *done, void *data)
 {
-    int rc = lib_enter(d);
+    int rc = lib_enter_callback(d);
     if (rc < 0)
         return rc;
     if (!done)
         return err_set(&d->err, RAFTDIR_EINVAL, "no callback");
-    while (d->submitted_n >= d->window)
+    while (d->submitted_n >= d->window) {
+        if (d->nonblocking || d->in_callback)
+            return err_set(&d->err, RAFTDIR_EAGAIN, "%u writes are in flight: the window is full", d->submitted_n);
         engine_turn(d, UINT64_MAX);
+    }
     struct call *c = write_call(d, b);
     if (!c)
         return d->err.code;
     c->done_fn = done;
     c->data = data;
     d->submitted_n++;
-    call_start(c);
-    engine_flush(d);
+    engine_begin(c);
     return 0;
 }
 

@@ -347,7 +347,8 @@ RAFTDIR_API int raftdir_batch_if(raftdir_batch *b, enum raftdir_condition condit
 RAFTDIR_API int raftdir_write(raftdir *d, const raftdir_batch *b, const struct raftdir_result **result_r);
 
 /* Many writes in flight, for imports. raftdir_submit copies the batch and returns as soon as fewer than `window` writes are in flight; `done` is called once,
- * from within a later call on the handle, in any order. The callback must not call functions on the handle. Writes in flight together may be
+ * from within a later call on the handle, in any order. The callback may submit writes and start reads (raftdir_*_start); other functions refuse it with
+ * RAFTDIR_EINVAL, and with the window full it gets RAFTDIR_EAGAIN. The handle must not be closed in it. Writes in flight together may be
  * applied in any order. An error from raftdir_submit: the callback is never called. */
 typedef void raftdir_done_fn(void *data, int code, const char *message, const struct raftdir_result *result);
 RAFTDIR_API int raftdir_submit(raftdir *d, const raftdir_batch *b, raftdir_done_fn *done, void *data);
@@ -362,14 +363,16 @@ RAFTDIR_API int raftdir_drain(raftdir *d);
  */
 
 /* A descriptor that is readable whenever raftdir_process has something to do, its timers included. It stays the same, and the library's, while the handle lives.
- * RAFTDIR_EIO, RAFTDIR_ENOMEM. */
+ * It is level-triggered: what is left undone keeps it readable. RAFTDIR_EIO, RAFTDIR_ENOMEM, RAFTDIR_ELIMIT (too many files). */
 RAFTDIR_API int raftdir_fd(raftdir *d);
-/* Does what can be done without waiting, and calls the callbacks of what has ended. 0, or why the handle as a whole can't go on (RAFTDIR_ENOMEM: call it again). */
+/* Does what can be done without waiting, and calls the callbacks of what has ended. 0; RAFTDIR_EINVAL in a callback or in a child after fork. What goes wrong with a
+ * question is told to its callback. Two things wait all the same, each for one new connection: a host's name is looked up in the DNS (give addresses), and a TLS
+ * handshake computes. */
 RAFTDIR_API int raftdir_process(raftdir *d);
 /* Not 0: raftdir_submit (window full), raftdir_list_next and raftdir_watch_next (nothing there yet) return RAFTDIR_EAGAIN instead of waiting. */
 RAFTDIR_API int raftdir_set_nonblocking(raftdir *d, int on);
 /* A read in flight. `done` is called once, from raftdir_process or another call on the handle, never from within the call that starts it; m is NULL unless code is 0,
- * and lives until `done` returns. `done` may start further reads and submit writes; it must not call anything that waits, nor close the handle. At most 1,024 in flight
+ * and lives until `done` returns. `done` may start further reads and submit writes; other functions refuse it with RAFTDIR_EINVAL, and it must not close the handle. At most 1,024 in flight
  * (RAFTDIR_ELIMIT). Closing the handle ends them with RAFTDIR_ECANCELED. */
 typedef void raftdir_mailbox_fn(void *data, int code, const char *message, const struct raftdir_mailbox *m);
 RAFTDIR_API int raftdir_lookup_start(raftdir *d, const char *name, raftdir_mailbox_fn *done, void *data);
