@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <confuse.h>
 #include <errno.h>
+#include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <pwd.h>
@@ -18,7 +19,7 @@
 
 #define FILE_LEN_MAX (1 << 20)
 
-enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_USER, /* up to here: char * */ KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_SIZE, KIND_TIME };
+enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_USER, KIND_GROUP, /* up to here: char * */ KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_SIZE, KIND_TIME };
 
 struct key {
     const char *name;
@@ -43,12 +44,15 @@ static const struct key keys[] = {
     {"tls_cert", KIND_PATH, STR(tls_cert), NULL, 0, 0, true, false},
     {"tls_key", KIND_PATH, STR(tls_key), NULL, 0, 0, true, false},
     {"run_as", KIND_USER, STR(run_as), NULL, 0, 0, false, false},
+    {"local_group", KIND_GROUP, STR(local_group), NULL, 0, 0, false, false},
+    {"site", KIND_NAME, STR(site), NULL, 0, 0, false, false},
     {"log_level", KIND_LEVEL, STR(log_level), "info", 0, 0, false, false},
     {"service_threads", KIND_NUMBER, STR(service_threads), "1", 1, CONFIG_SERVICE_THREADS_MAX, false, false},
     {"election_timeout_ms", KIND_NUMBER, STR(election_timeout_ms), NULL, 50, 60000, false, false},
     {"heartbeat_ms", KIND_NUMBER, STR(heartbeat_ms), NULL, 10, 20000, false, false},
     {"space_reserve", KIND_SIZE, STR(space_reserve_len), NULL, 1 << 20, 1ull << 40, false, true},
     {"state_quota", KIND_SIZE, STR(state_quota_len), "0", 16 << 20, STORE_MAP_LEN, false, true},
+    {"state_growth", KIND_SIZE, STR(state_growth_len), NULL, 1 << 20, STORE_MAP_LEN, false, false},
     {"image_rate", KIND_SIZE, STR(image_rate_len), "0", 64 << 10, 1ull << 40, false, true}, /* less, and a chunk would outlast IMAGE_IO_TIMEOUT_MS */
     {"scrub_interval", KIND_TIME, STR(scrub_interval_s), NULL, 1, 365 * 86400, false, true},
     {"log_keep", KIND_SIZE, STR(log_keep_len), NULL, 1 << 20, 16ull << 30, false, false},
@@ -185,6 +189,21 @@ static int scaled_take(cfg_t *cfg, const struct key *key, const char *value, voi
     return 0;
 }
 
+static int group_check(cfg_t *cfg, const struct key *key, const char *value)
+{
+    errno = 0;
+    struct group *gr = getgrnam(value);
+    if (gr && gr->gr_gid != 0)
+        return 0;
+    if (gr)
+        fail(cfg, "%s: \"%s\" is the group of root: its processes need no permission; wanted the group of the programs that read, such as \"mail\"", key->name, value);
+    else if (errno == 0 || errno == ENOENT || errno == ESRCH)
+        fail(cfg, "%s: there is no group \"%s\" on this machine; create it (addgroup --system), or name another", key->name, value);
+    else
+        fail(cfg, "%s: can't look up the group \"%s\": %s", key->name, value, strerror(errno));
+    return -1;
+}
+
 /* Checks one value and puts it into the configuration. */
 static int value_take(cfg_t *cfg, const struct key *key, const char *value)
 {
@@ -226,8 +245,8 @@ static int value_take(cfg_t *cfg, const struct key *key, const char *value)
         }
         break;
     case KIND_NAME:
-        if (!name_of_node_check(value)) {
-            fail(cfg, "%s: \"%s\" is no node name; wanted 1 to 64 letters, digits, '.', '-' and '_'", key->name, value);
+        if (!name_of_node_check(value) && (*value || key->required)) {
+            fail(cfg, "%s: \"%s\" is no %s name; wanted 1 to 64 letters, digits, '.', '-' and '_'", key->name, value, key->offset == STR(site) ? "site" : "node");
             return -1;
         }
         break;
@@ -250,6 +269,10 @@ static int value_take(cfg_t *cfg, const struct key *key, const char *value)
                 fail(cfg, "%s: can't look up the user \"%s\": %s", key->name, value, strerror(errno));
             return -1;
         }
+        break;
+    case KIND_GROUP:
+        if (*value && group_check(cfg, key, value) != 0)
+            return -1;
         break;
     case KIND_TEXT:
         break;
@@ -342,12 +365,13 @@ static int presets(struct config *c, cfg_t *cfg)
             return -1;
     for (size_t i = 0; i < KEYS_N; i++) {
         char **text = (char **)(void *)((char *)c + keys[i].offset);
-        if (keys[i].kind <= KIND_USER && !*text && !(*text = strdup("")))
+        if (keys[i].kind <= KIND_GROUP && !*text && !(*text = strdup("")))
             return -1;
     }
     c->election_timeout_ms = ELECTION_TIMEOUT_MS;
     c->heartbeat_ms = HEARTBEAT_MS;
     c->space_reserve_len = SPACE_RESERVE_LEN;
+    c->state_growth_len = STATE_GROWTH_LEN;
     c->scrub_interval_s = SCRUB_INTERVAL_S;
     c->log_keep_len = LOG_KEEP_LEN;
     return 0;
@@ -562,7 +586,7 @@ void config_destroy(struct config **config)
     if (!c)
         return;
     for (size_t i = 0; i < KEYS_N; i++)
-        if (keys[i].kind <= KIND_USER)
+        if (keys[i].kind <= KIND_GROUP)
             free(*(char **)(void *)((char *)c + keys[i].offset));
     for (size_t i = 0; i < c->allow_n; i++) {
         free(c->allow[i].who);

@@ -20,10 +20,13 @@ struct config {
     mode_t client_socket_mode;
     char *tls_ca, *tls_cert, *tls_key;
     char *run_as;
+    char *local_group; /* whose processes may read the state directly; "": none */
+    char *site;        /* where this node stands; "": not said */
     int log_level;
     unsigned service_threads, election_timeout_ms, heartbeat_ms;
     uint64_t space_reserve_len;  /* bytes; 0: no reserve */
     uint64_t state_quota_len;    /* bytes; 0: as long as there is disk and map */
+    uint64_t state_growth_len;   /* bytes that readers may hold back in the state; then it is copied, and they are left behind */
     uint64_t image_rate_len;     /* bytes a second that this node sends of images; 0: no limit */
     unsigned scrub_interval_s;   /* 0: never by itself */
     uint64_t log_keep_len;       /* LOG_KEEP_LEN */

@@ -31,11 +31,12 @@ struct consensus {
     uv_loop_t loop;
     uv_thread_t thread;
     struct inbox inbox;
-    uv_timer_t timer, watch;
+    uv_timer_t timer, watch, alive;
     uv_check_t check;
     struct node *node;
     unsigned life;       /* of the node: what the threads of an earlier one said is told from what this one's say. Changes only while none run */
     uint64_t term, voted_for; /* as they are on the disk */
+    uint64_t generation; /* of `store`: N of gen-N */
     struct store *store; /* the state: a reference, besides the one that daemon_store gives others */
     struct peers *peers;
     struct image_senders *senders;

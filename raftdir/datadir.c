@@ -282,7 +282,7 @@ int datadir_open(const char *path, struct datadir **datadir_r, struct err *err)
     struct datadir *d = calloc(1, sizeof *d);
     if (!d)
         return err_set(err, RAFTDIR_ENOMEM, "data_dir: out of memory");
-    d->dir_fd = d->lock_fd = -1;
+    d->dir_fd = d->lock_fd = d->group = -1;
     int rc = pthread_mutex_init(&d->mutex, NULL);
     if (rc != 0) {
         free(d);

@@ -2,12 +2,16 @@
  *
  *   lock       held (flock) while a daemon runs
  *   IDENTITY   text, checksummed, replaced atomically: the node's UUID and, once it is part of a cluster, which, as whom, and whom to talk to first
+ *   page       what this node tells the processes of its host (page.h)
  *   CURRENT -> gen-N/{state,log}   a symbolic link; gen-N/FAILED: why this one is not to be used. Other gen-* (a number, nothing else) are what an image is staged in, or what is left of one: removed
  *              by datadir_clean at the next start. CURRENT.tmp, IDENTITY.tmp: unfinished
  *
  * Invariant: gen-N belongs to the node only if IDENTITY names a cluster, which is written last, when everything in gen-N is durable. So whatever
  * a crash leaves of a bootstrap or an adoption is a leftover that datadir_prepare removes, and never half a member. On the other side, a member
  * whose log is gone is refused: it would have forgotten its votes. CURRENT changes in one step, and only when all of what it will point to is durable.
+ *
+ * Who may read: the owner alone (0700); with a local group, data_dir, gen-N and gen-N/state are 0750 and that group's. gen-N/log and the files stay the owner's; the
+ * state's files are the store's business, the page is page.c's.
  *
  * Threads: the paths, prepare, stage, unstage, swap, clean and reset may be called from any thread; prepare, swap, clean and reset wait for each other. Nothing
  * may run beside open, join and close. */
@@ -33,6 +37,10 @@ struct datadir;
 int datadir_open(const char *path, struct datadir **datadir_r, struct err *err);
 void datadir_close(struct datadir **datadir);
 const struct datadir_identity *datadir_identity(const struct datadir *d);
+/* group (-1: none): its processes may look into the data directory and read the state; everything else stays the owner's. What is there is adapted now, and what is made
+ * later is made so. Of a data directory that was shared before, the states aren't any more. RAFTDIR_EPERM: the daemon isn't in that group. Before any thread runs. */
+int datadir_share(struct datadir *d, int group, struct err *err);
+int datadir_group(const struct datadir *d);
 /* For a node that isn't a member yet: removes what an interrupted attempt left, makes an empty, durable gen-1 and CURRENT. */
 int datadir_prepare(struct datadir *d, struct err *err);
 /* Makes it a member: durable on return. The files of the log and state in gen-1 must be so already; that they are there is made durable here. uuid is
@@ -40,6 +48,7 @@ int datadir_prepare(struct datadir *d, struct err *err);
 int datadir_join(struct datadir *d, const struct datadir_identity *identity, struct err *err);
 /* For a member: is what it must have there? RAFTDIR_ECORRUPT with what to do. */
 int datadir_check(struct datadir *d, struct err *err);
+int datadir_generation(struct datadir *d, uint64_t *number_r, struct err *err); /* N of the current gen-N; RAFTDIR_ECORRUPT */
 /* Paths through the generation that was current at the call. */
 int datadir_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
 

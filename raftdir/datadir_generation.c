@@ -77,6 +77,45 @@ int datadir_dir_sync(struct datadir *d, const char *name, struct err *err)
     return rc;
 }
 
+/* --- Sharing ---------------------------------------------------------------------------------------------------------------- */
+
+int datadir_dir_share(struct datadir *d, const char *name, struct err *err)
+{
+    if (d->group >= 0 && fchownat(d->dir_fd, name, (uid_t)-1, (gid_t)d->group, 0) != 0) {
+        int e = errno;
+        return err_set(err, err_from_errno(e), "data_dir %s: can't give %s to the group %d: %s; the user that raftdird runs as must own it and be in local_group", d->path, name,
+                       d->group, strerror(e));
+    }
+    return fchmodat(d->dir_fd, name, d->group >= 0 ? 0750 : 0700, 0) != 0 ? datadir_fail_errno(d, name, err) : 0;
+}
+
+int datadir_share(struct datadir *d, int group, struct err *err)
+{
+    uint64_t number;
+    char name[DATADIR_GENERATION_SIZE + 16];
+    d->group = group;
+    int rc = group >= 0 ? datadir_dir_share(d, ".", err) : 0; /* whoever may look into an unshared one is the operator's to say */
+    if (rc != 0 || datadir_current(d, &number, NULL) != 0) /* no generation yet, or one that datadir_check complains about */
+        return rc;
+    datadir_generation_name(number, name);
+    if (faccessat(d->dir_fd, name, F_OK, 0) != 0)
+        return 0;
+    if ((rc = datadir_dir_share(d, name, err)) != 0)
+        return rc;
+    strcat(name, "/state");
+    return faccessat(d->dir_fd, name, F_OK, 0) == 0 ? datadir_dir_share(d, name, err) : 0;
+}
+
+int datadir_group(const struct datadir *d)
+{
+    return d->group;
+}
+
+int datadir_generation(struct datadir *d, uint64_t *number_r, struct err *err)
+{
+    return datadir_current(d, number_r, err);
+}
+
 /* --- Removing ------------------------------------------------------------------------------------------------------------- */
 
 static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
@@ -174,6 +213,8 @@ static int generation_make(struct datadir *d, uint64_t number, struct err *err)
         snprintf(name, sizeof name, "%s%s", gen, below[i]);
         if (mkdirat(d->dir_fd, name, 0700) != 0)
             return datadir_fail_errno(d, name, err);
+        if (d->group >= 0 && i < 2 && (rc = datadir_dir_share(d, name, err)) != 0) /* the log stays the owner's */
+            return rc;
     }
     return 0;
 }

@@ -13,6 +13,7 @@
 static char mark[PATH_MAX]; /* through CURRENT: the generation at the moment of the fault */
 static const char text[] = "the state's file couldn't be read (SIGBUS): the disk has lost a part of it, or a page is damaged";
 static _Atomic bool opening;
+static struct page *_Atomic shown;
 static struct sigaction before[2];
 static const int at_opening[2] = {SIGSEGV, SIGABRT};
 
@@ -21,6 +22,9 @@ static void on_fault(int signum, siginfo_t *info, void *context)
     static const char line[] = "raftdird: ALARM: ", end[] = "; it ends, and won't serve this state again\n";
     (void)context;
     if (atomic_load(&opening) || (signum == SIGBUS && store_map_holds(info->si_addr))) {
+        struct page *page = atomic_load(&shown);
+        if (page)
+            atomic_store(&page->serving, 0);
         int fd = open(mark, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         /* What can't be written isn't, and the next start meets the fault again. */
         ssize_t n = fd >= 0 ? write(fd, text, sizeof text - 1) : 0;
@@ -43,6 +47,11 @@ void fault_watch(const char *data_dir)
         return; /* datadir_open has refused such a path */
     sigemptyset(&sa.sa_mask);
     sigaction(SIGBUS, &sa, NULL);
+}
+
+void fault_page(struct page *page)
+{
+    atomic_store(&shown, page);
 }
 
 void fault_opening(bool begins)

@@ -9,9 +9,12 @@
 #define RAFTDIR_FAULT_H
 
 #include <stdbool.h>
+#include "page.h"
 
 /* For the rest of the process. */
 void fault_watch(const char *data_dir);
+/* The status page (NULL: none): the processes of this host don't run into what ended the daemon. */
+void fault_page(struct page *page);
 /* Around the opening of a state: then SIGBUS, wherever it comes from, SIGSEGV and SIGABRT are the state's as well. One thread. */
 void fault_opening(bool begins);
 

@@ -99,6 +99,8 @@
 /* Store. */
 #define STORE_MAP_LEN (1ull << 40)
 #define STORE_READERS_MAX 32768
+#define STATE_GROWTH_LEN (1ull << 30)   /* readers may hold back so much of the state's file; then it is copied, and they are left behind */
+#define READERS_CHECK_MS 2000           /* slots of readers that are gone are freed this often */
 #define APPLY_BATCH_ENTRIES 4096        /* entries in one LMDB commit */
 #define NODE_UUID_LEN 16
 

@@ -174,7 +174,8 @@ static void reload(struct daemon *d)
     if (strcmp(fresh->peer_listen, c->peer_listen) || strcmp(fresh->client_listen, c->client_listen) || strcmp(fresh->data_dir, c->data_dir) ||
         strcmp(fresh->client_socket, c->client_socket) || strcmp(fresh->peer_advertise, c->peer_advertise) || fresh->service_threads != c->service_threads ||
         fresh->election_timeout_ms != c->election_timeout_ms || fresh->heartbeat_ms != c->heartbeat_ms || fresh->space_reserve_len != c->space_reserve_len ||
-        fresh->state_quota_len != c->state_quota_len || fresh->image_rate_len != c->image_rate_len || fresh->scrub_interval_s != c->scrub_interval_s ||
+        fresh->state_quota_len != c->state_quota_len || fresh->state_growth_len != c->state_growth_len || strcmp(fresh->local_group, c->local_group) ||
+        strcmp(fresh->site, c->site) || fresh->image_rate_len != c->image_rate_len || fresh->scrub_interval_s != c->scrub_interval_s ||
         fresh->log_keep_len != c->log_keep_len)
         logger_line(LOGGER_WARN, "main", "reload: certificates, allow sections and log_level are taken; other changes need a restart");
     pthread_mutex_lock(&d->config_mutex);
@@ -238,6 +239,29 @@ static int privileges_drop(const struct config *c, struct err *err)
     if (initgroups(c->run_as, pw->pw_gid) != 0 || setgid(pw->pw_gid) != 0 || setuid(pw->pw_uid) != 0)
         return err_set(err, RAFTDIR_EPERM, "run_as: can't become \"%s\": %s", c->run_as, strerror(errno));
     return setuid(0) == 0 ? err_set(err, RAFTDIR_EPERM, "run_as: could become root again") : 0;
+}
+
+/* The data directory, and the page that tells the processes of this host about the state. A node without a page serves as ever, over sockets. */
+static int local_readers_admit(struct daemon *d, struct err *err)
+{
+    struct group *gr = *d->config->local_group ? getgrnam(d->config->local_group) : NULL;
+    struct page *page = NULL;
+    struct err why = {0};
+    int group = gr ? (int)gr->gr_gid : -1;
+    if (*d->config->local_group && !gr)
+        return err_set(err, RAFTDIR_EPERM, "local_group: there is no group \"%s\"", d->config->local_group);
+    int rc = datadir_share(d->datadir, group, err);
+    if (rc == RAFTDIR_EPERM && gr)
+        return err_set(err, rc, "local_group: this user (%u) can't give files to the group \"%s\": make it a member (usermod -aG %s USER), or name a group that it is in",
+                       (unsigned)d->own_uid, d->config->local_group, d->config->local_group);
+    if (rc != 0)
+        return rc;
+    rc = page_create(d->config->data_dir, d->config->node_name, group, &page, &why);
+    if (rc != 0)
+        logger_line(LOGGER_WARN, "main", "no status page, so the processes of this host ask over the socket until the next start: %s", why.text);
+    shared_page_set(&d->shared, page);
+    fault_page(page);
+    return 0;
 }
 
 static void files_limit_raise(void)
@@ -355,8 +379,13 @@ static int start(struct daemon *d, const char *path, bool check_only)
     if (datadir_open(d->config->data_dir, &d->datadir, &err) != 0)
         goto report;
     memcpy(d->uuid, datadir_identity(d->datadir)->uuid, NODE_UUID_LEN);
+    if (local_readers_admit(d, &err) != 0)
+        goto report;
     shared_reset(&d->shared, d->uuid);
-    if (run(d, &err) != 0)
+    int rc = run(d, &err);
+    fault_page(NULL);
+    shared_page_close(&d->shared);
+    if (rc != 0)
         goto report;
     code = atomic_load(&d->exit_code);
     if (code == EXIT_ORDERLY)

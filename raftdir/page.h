@@ -10,7 +10,7 @@
  * The file is replaced (another inode), never truncated: a mapped page stays readable. After a crash `serving` may still be 1: the state is the node's, only its age
  * grows, because `fresh_at_ms` stands still. After a reboot the clock is another one: boot_id tells.
  *
- * Thread-safety: page_set_* by any thread of the daemon; reading by anybody. */
+ * Thread-safety: the daemon writes through shared.c only; reading by anybody. */
 #ifndef RAFTDIR_PAGE_H
 #define RAFTDIR_PAGE_H
 #include <stdatomic.h>
@@ -28,7 +28,7 @@ struct page {
     uint32_t version, len;
     uint8_t boot_id[16];          /* of /proc/sys/kernel/random/boot_id: CLOCK_BOOTTIME means nothing in another boot */
     char node_name[256];
-    _Atomic uint64_t cluster_id, node_id; /* 0: not part of a cluster */
+    _Atomic uint64_t cluster_id, node_id; /* 0: not part of a cluster. They change only while `serving` is 0 */
     _Atomic uint64_t serving;     /* 1: the state may be answered from */
     _Atomic uint64_t generation;  /* N of gen-N */
     _Atomic uint64_t incarnation;
@@ -39,8 +39,9 @@ struct page {
 };
 #define PAGE_ALIVE_MS 50
 
-/* The daemon's side. Makes a new page (serving 0) in place of an earlier one; group (-1: none) may read it. */
-int page_create(const char *data_dir, int group, struct page **page_r, struct err *err);
+/* The daemon's side. Makes a new page (serving 0) in place of an earlier one, which says from then on that it isn't to be served from; group (-1: none) may read it.
+ * After an error there is none. */
+int page_create(const char *data_dir, const char *node_name, int group, struct page **page_r, struct err *err);
 void page_destroy(struct page **page); /* says that the daemon has ended; the file stays, serving stays what it is */
 /* The reader's side. RAFTDIR_ENOTFOUND: there is none; RAFTDIR_EVERSION; RAFTDIR_EPERM. Unmapped by page_unmap. page_is_current: the file hasn't been replaced (a daemon
  * was started meanwhile); costs a stat. */

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <uv.h>
 
+#define SLEPT_MS_MIN 20 /* less is what lies between the reading of two clocks */
+
 uint64_t shared_now_ms(void)
 {
     return uv_hrtime() / 1000000;
@@ -22,6 +24,62 @@ int shared_init(struct shared *s)
 void shared_close(struct shared *s)
 {
     pthread_mutex_destroy(&s->mutex);
+}
+
+void shared_page_set(struct shared *s, struct page *page)
+{
+    s->page = page;
+    uint64_t boot = page_now_ms();
+    s->boot_ahead_ms = s->boot_ahead_seen_ms = (int64_t)(boot - shared_now_ms());
+}
+
+void shared_page_close(struct shared *s)
+{
+    page_destroy(&s->page);
+}
+
+void shared_published_set(struct shared *s, uint64_t index)
+{
+    atomic_store(&s->published, index);
+    if (s->page)
+        atomic_store(&s->page->published, index);
+}
+
+void shared_generation_set(struct shared *s, uint64_t generation)
+{
+    if (s->page)
+        atomic_store(&s->page->generation, generation);
+}
+
+void shared_page_stop(struct shared *s)
+{
+    if (s->page)
+        atomic_store(&s->page->serving, 0);
+}
+
+/* Everything committed before `fresh_ms` (monotonic) is in the published state: the same in the clock of all processes. A machine that sleeps moves that clock on, and the
+ * monotonic one not, so a moment that may have been before a sleep is put where it was then: rather too old than too new. The clocks are read in this
+ * order for the same reason. The moment never goes back: a node that begins anew on the same state knows less than the page says. */
+static void fresh_tell(struct shared *s, bool known, uint64_t fresh_ms)
+{
+    uint64_t boot = page_now_ms(), now = shared_now_ms();
+    int64_t ahead = (int64_t)(boot - now);
+    if (ahead > s->boot_ahead_seen_ms + SLEPT_MS_MIN)
+        s->slept_ms = now;
+    if (ahead > s->boot_ahead_seen_ms)
+        s->boot_ahead_seen_ms = ahead;
+    if (fresh_ms > s->slept_ms)
+        s->boot_ahead_ms = s->boot_ahead_seen_ms;
+    uint64_t fresh = fresh_ms + (uint64_t)s->boot_ahead_ms;
+    if (known && fresh > atomic_load(&s->page->fresh_at_ms))
+        atomic_store(&s->page->fresh_at_ms, fresh);
+    atomic_store(&s->page->alive_at_ms, boot);
+}
+
+void shared_alive(struct shared *s)
+{
+    if (s->page)
+        atomic_store(&s->page->alive_at_ms, page_now_ms());
 }
 
 void shared_view_get(struct shared *s, struct shared_view *view_r)
@@ -61,14 +119,31 @@ void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why
     /* What served nothing doesn't begin to because it stops: an unconfigured node has no state, a failed one none to trust. */
     if (phase != SHARED_STOPPING || s->view.phase == SHARED_RUNNING)
         s->view.phase = phase;
+    if (s->page && phase != SHARED_STOPPING) /* which leaves a state that can be read, and grows older */
+        atomic_store(&s->page->serving, phase == SHARED_RUNNING);
     if (why)
         snprintf(s->details.failure, sizeof s->details.failure, "%s", why);
     pthread_mutex_unlock(&s->mutex);
 }
 
+/* Before the rest of it goes, nobody may answer from the state. */
+static void page_reset(struct shared *s)
+{
+    if (!s->page)
+        return;
+    atomic_store(&s->page->serving, 0);
+    atomic_store(&s->page->published, 0);
+    atomic_store(&s->page->fresh_at_ms, 0);
+    atomic_store(&s->page->generation, 0);
+    atomic_store(&s->page->incarnation, 0);
+    atomic_store(&s->page->cluster_id, 0);
+    atomic_store(&s->page->node_id, 0);
+}
+
 void shared_reset(struct shared *s, const uint8_t uuid[NODE_UUID_LEN])
 {
     pthread_mutex_lock(&s->mutex);
+    page_reset(s);
     memset(&s->view, 0, sizeof s->view);
     memcpy(s->view.uuid, uuid, NODE_UUID_LEN);
     s->view.status.age_ms = UINT64_MAX;
@@ -90,6 +165,11 @@ void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarna
     s->view.cluster_id = cluster_id;
     s->view.incarnation = incarnation;
     s->view.node_id = node_id;
+    if (s->page) {
+        atomic_store(&s->page->cluster_id, cluster_id);
+        atomic_store(&s->page->node_id, node_id);
+        atomic_store(&s->page->incarnation, incarnation);
+    }
     pthread_mutex_unlock(&s->mutex);
 }
 
@@ -98,6 +178,8 @@ void shared_status_set(struct shared *s, const struct node_status *status, uint6
     pthread_mutex_lock(&s->mutex);
     s->view.status = *status;
     s->view.taken_ms = now_ms;
+    if (s->page)
+        fresh_tell(s, status->age_ms != UINT64_MAX, now_ms - status->age_ms);
     pthread_mutex_unlock(&s->mutex);
 }
 

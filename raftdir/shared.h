@@ -1,13 +1,16 @@
 /* shared.h - what the daemon's threads tell each other without messages: the node's status as the consensus thread last saw it, and what apply has published.
  *
  * The consensus thread writes the status at least every SHARED_REFRESH_MS; readers add the time since, so that the age of a node whose
- * consensus thread hangs, or that is cut off, grows. Readers take copies. Lock order: nothing else is taken under this mutex. */
+ * consensus thread hangs, or that is cut off, grows. Readers take copies. Lock order: nothing else is taken under this mutex.
+ *
+ * What the processes of this host read (page.h) is written here too, beside what it says to the daemon's own threads, so that the two never tell different things. */
 #ifndef RAFTDIR_SHARED_H
 #define RAFTDIR_SHARED_H
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include "node.h"
+#include "page.h"
 #include "store.h"
 
 #define SHARED_REFRESH_MS 50
@@ -61,6 +64,9 @@ struct shared {
     struct shared_details details;
     _Atomic uint64_t log_len;   /* bytes of the log's files; written with the status */
     _Atomic uint64_t published; /* applied index of the last commit: a reader that begins now sees at least this */
+    struct page *page;          /* NULL: none. Set before any thread runs */
+    int64_t boot_ahead_ms, boot_ahead_seen_ms; /* how far CLOCK_BOOTTIME is ahead of the monotonic clock: at the moment that the page tells, and now */
+    uint64_t slept_ms;                         /* monotonic: when that was seen to have changed */
 };
 
 uint64_t shared_now_ms(void); /* monotonic; the clock of everything in the daemon */
@@ -72,7 +78,13 @@ void shared_details_get(struct shared *s, struct shared_details *details_r);
 /* Age of the state and log time at `now`, from a view taken earlier. UINT64_MAX: unknown. */
 uint64_t shared_age_ms(const struct shared_view *view, uint64_t now_ms);
 uint64_t shared_log_time_ms(const struct shared_view *view, uint64_t now_ms);
-/* Writers. */
+/* Writers. Those up to shared_status_set are the consensus thread's; published is whose state it is. */
+void shared_page_set(struct shared *s, struct page *page); /* given; before any thread runs */
+void shared_page_close(struct shared *s);                  /* after all have ended: says that the daemon has ended in order */
+void shared_published_set(struct shared *s, uint64_t index);
+void shared_generation_set(struct shared *s, uint64_t generation); /* of the state that readers get from now on; before its published index */
+void shared_alive(struct shared *s); /* at least every PAGE_ALIVE_MS */
+void shared_page_stop(struct shared *s); /* the state was found to be wrong: no process reads it directly from now on; the phase follows */
 void shared_phase_set(struct shared *s, enum shared_phase phase, const char *why); /* why: NULL keeps what there is */
 /* A node that is of no cluster: nothing is left of an earlier one. Also at the start. */
 void shared_reset(struct shared *s, const uint8_t uuid[NODE_UUID_LEN]);

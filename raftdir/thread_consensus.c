@@ -81,6 +81,11 @@ void consensus_end_check(struct consensus *c)
     consensus_member_close(c, false);
 }
 
+static void on_alive(uv_timer_t *timer)
+{
+    shared_alive(&((struct consensus *)timer->data)->d->shared);
+}
+
 static void stop_go_on(struct consensus *c);
 
 static void turn_end(struct consensus *c)
@@ -330,6 +335,7 @@ static void stop_go_on(struct consensus *c)
     inbox_close(&c->inbox, NULL); /* what the threads still said is taken back here */
     uv_close((uv_handle_t *)&c->timer, NULL);
     uv_close((uv_handle_t *)&c->watch, NULL);
+    uv_close((uv_handle_t *)&c->alive, NULL);
     uv_close((uv_handle_t *)&c->check, NULL);
 }
 
@@ -350,7 +356,9 @@ int consensus_start(struct daemon *d, struct consensus **consensus_r, struct err
     uv_timer_init(&c->loop, &c->timer);
     uv_timer_init(&c->loop, &c->watch);
     uv_check_init(&c->loop, &c->check);
-    c->timer.data = c->watch.data = c->check.data = c;
+    uv_timer_init(&c->loop, &c->alive);
+    c->timer.data = c->watch.data = c->check.data = c->alive.data = c;
+    uv_timer_start(&c->alive, on_alive, PAGE_ALIVE_MS, PAGE_ALIVE_MS);
     uint64_t period = d->config->election_timeout_ms / 4;
     uv_timer_start(&c->watch, on_watch, period, period);
     uv_check_start(&c->check, on_check);

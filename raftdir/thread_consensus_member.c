@@ -131,14 +131,14 @@ static int log_open(struct consensus *c, enum make make, struct seglog_found *fo
 static int state_open(struct consensus *c, enum make make, struct err *err)
 {
     char path[PATH_MAX];
-    int rc = datadir_path(c->d->datadir, "state/data.mdb", path, sizeof path, err);
-    if (rc != 0)
+    int rc = datadir_generation(c->d->datadir, &c->generation, err);
+    if (rc != 0 || (rc = datadir_path(c->d->datadir, "state/data.mdb", path, sizeof path, err)) != 0)
         return rc;
     if (make == MAKE_RESTART && access(path, F_OK) != 0) /* an empty one must not be made in its place */
         return err_set(err, RAFTDIR_ECORRUPT, "%s, this node's state, is missing", path);
     path[strlen(path) - strlen("/data.mdb")] = '\0';
     fault_opening(true);
-    rc = store_open(path, &(struct store_options){0}, &c->store, err);
+    rc = store_open(path, &(struct store_options){.group = datadir_group(c->d->datadir)}, &c->store, err);
     if (rc == 0)
         store_map_watch(c->store); /* it is read before it serves */
     fault_opening(false);
@@ -203,8 +203,10 @@ void consensus_store_show(struct consensus *c, uint64_t published)
 {
     struct daemon *d = c->d;
     daemon_store_set(d, c->store ? store_ref(c->store) : NULL);
-    if (c->store)
-        atomic_store(&d->shared.published, published);
+    if (c->store) {
+        shared_generation_set(&d->shared, c->generation);
+        shared_published_set(&d->shared, published);
+    }
     for (unsigned i = 0; i < d->services_n; i++)
         service_published(d->services[i], UINT64_MAX); /* whoever waits looks again: without a state it fails */
 }
@@ -266,7 +268,8 @@ int consensus_member_start(struct consensus *c, enum make make, struct err *err)
         consensus_failed(c, rc, "the node didn't start");
     consensus_status_update(c, shared_now_ms()); /* service threads must not see a member without its feature level and log time */
     consensus_store_show(c, applied_index(c));
-    shared_phase_set(&d->shared, SHARED_RUNNING, NULL);
+    if (!c->failed) /* else the turn's end says so */
+        shared_phase_set(&d->shared, SHARED_RUNNING, NULL);
     consensus_image_clean(c); /* what an image left that was being staged, or was swapped in */
     return 0;
 

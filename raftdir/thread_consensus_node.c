@@ -117,6 +117,7 @@ void consensus_failed(struct consensus *c, int code, const char *why)
 {
     if (code == RAFTDIR_ENOMEM)
         mem_exhausted(why);
+    shared_page_stop(&c->d->shared);
     if (!c->failed) {
         c->failed = code;
         snprintf(c->why, sizeof c->why, "%s", why);
@@ -226,7 +227,7 @@ static void on_log_broken(void *data, int code, const char *why)
 static void on_published(void *data, const struct store_meta *meta)
 {
     struct daemon *d = ((struct consensus *)data)->d;
-    atomic_store(&d->shared.published, meta->applied_index);
+    shared_published_set(&d->shared, meta->applied_index);
     for (unsigned i = 0; i < d->services_n; i++)
         service_published(d->services[i], meta->applied_index);
 }

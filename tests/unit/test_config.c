@@ -49,6 +49,9 @@ static void test_defaults(void **state)
     assert_int_equal(c->space_reserve_len, 256ull << 20);
     assert_int_equal(c->state_quota_len, 0);
     assert_int_equal(c->image_rate_len, 0);
+    assert_int_equal(c->state_growth_len, 1 << 30);
+    assert_string_equal(c->local_group, "");
+    assert_string_equal(c->site, "");
     assert_int_equal(c->scrub_interval_s, 86400);
     assert_int_equal(c->log_keep_len, 64ull << 20);
     config_destroy(&c);
@@ -62,7 +65,7 @@ static void test_all_keys(void **state)
     struct err err;
     if (load("# a comment { that opens nothing\n// nor { here /*\n/* { { */\n" GOOD "peer_advertise = \"n1.example:3906\"\nclient_listen = \"[::]:3907\"\nclient_advertise = \"n1.example:3907\"\n"
                                   "client_socket_mode = \"0600\"\nrun_as = \"root\"\nlog_level = debug\nservice_threads = 4\nelection_timeout_ms = 1000\n"
-                                  "heartbeat_ms = 100\nallow \"cert:{be1\" { role = \"backend\" server = \"be1\" }\nallow \"unix:*\" {\n role = read\n}\n",
+                                  "heartbeat_ms = 100\nlocal_group = mail\nsite = berlin-2\nstate_growth = 2M\nallow \"cert:{be1\" { role = \"backend\" server = \"be1\" }\nallow \"unix:*\" {\n role = read\n}\n",
              &c, &err) != 0)
         fail_msg("%s", err.text);
     assert_string_equal(c->peer_advertise, "n1.example:3906");
@@ -70,6 +73,9 @@ static void test_all_keys(void **state)
     assert_int_equal(c->client_socket_mode, 0600);
     assert_int_equal(c->service_threads, 4);
     assert_int_equal(c->log_level, LOGGER_DEBUG);
+    assert_string_equal(c->local_group, "mail");
+    assert_string_equal(c->site, "berlin-2");
+    assert_int_equal(c->state_growth_len, 2 << 20);
     assert_int_equal(c->allow_n, 2);
     assert_string_equal(c->allow[0].who, "cert:{be1");
     assert_int_equal(c->allow[0].role, ACCESS_BACKEND);
@@ -139,6 +145,10 @@ static const struct {
     {GOOD "state_quota = 15M\n", {"%s:8: state_quota: \"15M\"", "wanted 16M to 1T, or \"0\": none"}},
     {GOOD "state_quota = 2T\n", {"%s:8: state_quota: \"2T\"", "wanted 16M to 1T"}},
     {GOOD "image_rate = 1\n", {"%s:8: image_rate: \"1\"", "wanted 64K to 1T, or \"0\": none"}},
+    {GOOD "state_growth = 0\n", {"%s:8: state_growth: \"0\" is not a size that is allowed here; wanted 1M to 1T"}},
+    {GOOD "local_group = nobodys-group\n", {"%s:8: local_group: there is no group \"nobodys-group\" on this machine", "addgroup"}},
+    {GOOD "local_group = root\n", {"%s:8: local_group: \"root\" is the group of root"}},
+    {GOOD "site = \"a b\"\n", {"%s:8: site: \"a b\" is no site name"}},
     {GOOD "log_keep = 0\n", {"%s:8: log_keep: \"0\" is not a size that is allowed here; wanted 1M to 16G"}},
     {GOOD "scrub_interval = 86400\n", {"%s:8: scrub_interval: \"86400\" is not a time", "wanted 1s to 365d, or \"0\": never", "s, m, h or d behind it, such as \"24h\""}},
     {GOOD "scrub_interval = 366d\n", {"%s:8: scrub_interval: \"366d\"", "wanted 1s to 365d"}},

@@ -795,6 +795,69 @@ static void test_clean_beside_others(void **state)
     datadir_close(&d);
 }
 
+static void mode_is(const char *name, unsigned mode, gid_t group)
+{
+    struct stat st;
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    assert_int_equal(stat(path, &st), 0);
+    if ((st.st_mode & 07777) != mode || st.st_gid != group)
+        fail_msg("%s has mode %o and group %d, wanted %o and %d", name, st.st_mode & 07777, (int)st.st_gid, mode, (int)group);
+}
+
+/* What a local group may look into, whenever it is given, and whatever umask is; everything else stays the owner's. */
+static void test_share(void **state)
+{
+    struct datadir *d;
+    gid_t groups[64], own = getegid();
+    int n = getgroups(64, groups);
+    gid_t group = geteuid() == 0 ? 8 : n > 0 && groups[0] ? groups[0] : own;
+    mode_t before = umask(0077);
+    (void)state;
+    /* Later, for a member that is there. */
+    assert_int_equal(datadir_open(dir, &d, &err), 0);
+    assert_int_equal(datadir_group(d), -1);
+    assert_int_equal(datadir_share(d, -1, &err), 0);
+    mode_is("", 0700, own);
+    assert_int_equal(datadir_prepare(d, &err), 0);
+    mode_is("gen-1", 0700, own);
+    struct datadir_identity id = {.cluster_id = 5, .incarnation = 1, .node_id = 1};
+    assert_int_equal(datadir_join(d, &id, &err), 0);
+    assert_int_equal(datadir_share(d, (int)group, &err), 0);
+    for (int i = 0; i < 2; i++) {
+        uint64_t number;
+        mode_is("", 0750, group);
+        mode_is("gen-1", 0750, group);
+        mode_is("gen-1/state", 0750, group);
+        mode_is("gen-1/log", 0700, own);
+        mode_is("IDENTITY", 0600, own);
+        mode_is("lock", 0600, own);
+        assert_int_equal(datadir_generation(d, &number, &err), 0);
+        assert_int_equal(number, 1);
+        datadir_close(&d);
+        assert_int_equal(datadir_open(dir, &d, &err), 0);
+        assert_int_equal(datadir_share(d, (int)group, &err), 0);
+    }
+    /* What is staged then is as shared. */
+    assert_int_equal(datadir_group(d), group);
+    assert_int_equal(datadir_stage(d, &err), 0);
+    mode_is("gen-2", 0750, group);
+    mode_is("gen-2/state", 0750, group);
+    mode_is("gen-2/log", 0700, own);
+    datadir_close(&d);
+    /* Not any more. */
+    assert_int_equal(datadir_open(dir, &d, &err), 0);
+    assert_int_equal(datadir_share(d, -1, &err), 0);
+    assert_int_equal(datadir_group(d), -1);
+    struct stat st;
+    char path[256];
+    snprintf(path, sizeof path, "%s/gen-1/state", dir);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0700);
+    datadir_close(&d);
+    umask(before);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -810,6 +873,7 @@ int main(void)
         cmocka_unit_test_setup(test_crash_at_each_step_of_a_reset, setup), cmocka_unit_test_setup(test_failure_is_kept, setup),
         cmocka_unit_test_setup(test_damaged_member_is_reset, setup),    cmocka_unit_test_setup(test_join_wants_a_prepared_directory, setup),
         cmocka_unit_test_setup(test_clean_beside_others, setup),
+        cmocka_unit_test_setup(test_share, setup),
     };
     if (!mkdtemp(top))
         return 1;
