@@ -287,7 +287,7 @@ static void trim(struct node *n)
         return;
     }
     uint64_t cut = trim_to(n);
-    /* The core takes each state once, and only one that its trail still reaches. */
+    /* The core takes each index once, and only one that its trail still reaches. */
     if (cut < n->log_first || n->synced.index <= n->raft->trail.snapshot.index || !node_entry(n, n->synced.index))
         return;
     assert(n->synced.index - cut <= UINT_MAX && cut <= n->apply_sent && cut <= n->raft->last_stored);
@@ -298,13 +298,20 @@ static void trim(struct node *n)
     memset(&metadata, 0, sizeof metadata);
     metadata.index = n->synced.index;
     metadata.term = n->synced.term;
+    /* What is held back goes later, also when nothing is written meanwhile. So the core is told no more than this cut needs: it can be told of the same state again. */
+    if (n->trim_waits) {
+        uint64_t index = n->raft->trail.snapshot.index + 1;
+        index = index < cut ? cut : index;
+        metadata.index = index < n->synced.configuration_index ? n->synced.configuration_index : index;
+        metadata.term = node_entry(n, metadata.index)->term;
+    }
     metadata.configuration_index = n->synced.configuration_index;
     if (raft_configuration_decode(&b, &metadata.configuration)) {
         node_fail(n, RAFTDIR_ENOMEM, "no memory for a configuration");
         return;
     }
     /* The core's trail forgets what is at or below index - trailing: our cut. */
-    int rc = guard_snapshot(n->guard, n->now, &metadata, (unsigned)(n->synced.index - cut), &n->err);
+    int rc = guard_snapshot(n->guard, n->now, &metadata, (unsigned)(metadata.index - cut), &n->err);
     raft_configuration_close(&metadata.configuration);
     if (rc) {
         node_fail(n, rc, n->err.text);
