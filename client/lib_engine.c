@@ -69,6 +69,7 @@ void call_start(struct call *c)
     if (c->next)
         c->next->prev = c;
     c->d->calls = c;
+    choose_started(c->d);
 }
 
 static Raftdir__Client__ToNode head_of(uint64_t request_id)
@@ -181,6 +182,9 @@ static void call_give_up(struct call *c, uint64_t now)
         /* A node's reason says more than an unreachable node's. */
         int code = c->fail.code == RAFTDIR_ENOTLEADER ? RAFTDIR_ENOQUORUM : c->fail.code;
         call_end(c, code, c->fail.text);
+    } else if (!c->d->endpoints_n) {
+        const struct err *problem = endpoints_problem(c->d);
+        call_end(c, RAFTDIR_EUNAVAIL, problem ? problem->text : "no endpoint is known");
     } else {
         const struct endpoint *ep = c->attempts_n ? c->attempts[0].ep : c->d->endpoints[c->pinned >= 0 ? c->pinned : 0];
         snprintf(text, sizeof text, "%s: not connected within %llu ms%s%.300s", ep->text, ms, ep->err.code ? ": " : "",
@@ -189,67 +193,7 @@ static void call_give_up(struct call *c, uint64_t now)
     }
 }
 
-/* --- Choosing endpoints -------------------------------------------------------------------------------------------------------- */
-
-static unsigned endpoint_number(const struct raftdir *d, const struct endpoint *ep)
-{
-    unsigned i = 0;
-    while (d->endpoints[i] != ep)
-        i++;
-    return i;
-}
-
-static bool has_attempt_at(const struct call *c, const struct endpoint *ep)
-{
-    for (unsigned i = 0; i < c->attempts_n; i++)
-        if (c->attempts[i].ep == ep)
-            return true;
-    return false;
-}
-
-/* The first endpoint, in order, that wasn't tried in this round; slow ones last. */
-static struct endpoint *pick(struct call *c, uint64_t now)
-{
-    struct raftdir *d = c->d;
-    for (int slow = 0; slow <= 1; slow++)
-        for (unsigned i = 0; i < d->endpoints_n; i++) {
-            struct endpoint *ep = d->endpoints[i];
-            if (c->pinned >= 0 && (unsigned)c->pinned != i)
-                continue;
-            if ((c->tried & 1ull << i) || has_attempt_at(c, ep) || (!ep->link && ep->retry_at > now) || (!slow && ep->slow_until > now))
-                continue;
-            if (ep->learned && !d->tls)
-                continue;
-            return ep;
-        }
-    return NULL;
-}
-
-/* Is every endpoint out of reach, and none just being tried for the first time? */
-static bool nothing_reachable(const struct call *c)
-{
-    const struct raftdir *d = c->d;
-    for (unsigned i = 0; i < d->endpoints_n; i++) {
-        const struct endpoint *ep = d->endpoints[i];
-        if ((c->pinned >= 0 && (unsigned)c->pinned != i) || (ep->learned && !d->tls))
-            continue;
-        if (ep->link ? ep->link->state == LINK_READY : !ep->failures)
-            return false;
-        if (ep->link && !ep->failures)
-            return false; /* its first try is still going on */
-    }
-    return true;
-}
-
-/* Has this round seen every endpoint that there is? */
-static bool all_tried(const struct call *c)
-{
-    const struct raftdir *d = c->d;
-    for (unsigned i = 0; i < d->endpoints_n; i++)
-        if (!(c->tried & 1ull << i) && (c->pinned < 0 || (unsigned)c->pinned == i) && (!d->endpoints[i]->learned || d->tls))
-            return false;
-    return true;
-}
+/* --- Failures ------------------------------------------------------------------------------------------------------------------------ */
 
 static void attempt_failed(struct call *c, const struct err *err, bool maybe, bool hard)
 {
@@ -343,6 +287,7 @@ static bool attempt_queue(struct call *c, unsigned i, uint64_t now)
         return false;
     }
     a->end_pos = a->ep->link->queued;
+    a->sent_at = now;
     c->sent_n++;
     return true;
 }
@@ -351,6 +296,18 @@ static bool attempt_queue(struct call *c, unsigned i, uint64_t now)
 static uint64_t request_id(struct call *c)
 {
     return c->serial << CALL_ATTEMPT_BITS | (c->attempts_made++ & ((1u << CALL_ATTEMPT_BITS) - 1));
+}
+
+/* A barrier that asks for nothing: any node answers it at once. */
+static void send_ping(struct raftdir *d, struct endpoint *ep, uint64_t now)
+{
+    struct err err;
+    ep->ping_at = now;
+    ep->ping_id = d->next_serial++ << CALL_ATTEMPT_BITS;
+    Raftdir__Client__ToNode head = head_of(ep->ping_id);
+    head.has_level = 1;
+    head.level = RAFTDIR__CLIENT__READ_LEVEL__LOCAL;
+    link_queue(ep->link, &head, RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER, NULL, 0, &err); /* best effort */
 }
 
 static void attempt_start(struct call *c, struct endpoint *ep, uint64_t now)
@@ -370,6 +327,7 @@ static void attempt_start(struct call *c, struct endpoint *ep, uint64_t now)
 
 static void new_round(struct call *c, uint64_t now)
 {
+    endpoints_refresh(c->d, choose_nothing_reachable(c), now);
     c->tried = 0;
     c->round_n = c->round_hard = 0;
     c->next_at = now + RETRY_PAUSE_MS;
@@ -389,35 +347,16 @@ static void call_schedule(struct call *c, uint64_t now)
         call_give_up(c, now);
         return;
     }
-    if (c->attempts_n && !c->decided && !idle_stream && c->attempts_n < CALL_ATTEMPTS_MAX && (c->flags & (CALL_HEDGE | CALL_SWITCH))) {
-        /* All of them silent for long enough? */
-        uint64_t latest = 0;
-        for (unsigned i = 0; i < c->attempts_n; i++) {
-            const struct attempt *a = &c->attempts[i];
-            uint64_t heard = a->started_at;
-            if (a->ep->last_rx > heard && now - a->started_at < 10ull * d->patience_ms)
-                heard = a->ep->last_rx;
-            if (c->waiting_since > heard && (c->flags & CALL_STREAM))
-                heard = c->waiting_since;
-            if (heard > latest)
-                latest = heard;
-        }
-        uint64_t patience = (c->flags & CALL_SWITCH) ? (uint64_t)STREAM_PATIENCE * d->patience_ms : d->patience_ms;
-        if (now - latest >= patience) {
-            struct endpoint *other = pick(c, now);
-            if (other) {
-                for (unsigned i = 0; i < c->attempts_n; i++)
-                    c->attempts[i].ep->slow_until = now + SLOW_MS;
-                if (c->flags & CALL_SWITCH)
-                    while (c->attempts_n) {
-                        cancel_attempt(c, &c->attempts[c->attempts_n - 1]);
-                        c->attempts_n--;
-                    }
-                attempt_start(c, other, now);
-                if (c->done)
-                    return;
+    struct endpoint *other = idle_stream ? NULL : choose_second(c, now);
+    if (other) {
+        if (c->flags & CALL_SWITCH)
+            while (c->attempts_n) {
+                cancel_attempt(c, &c->attempts[c->attempts_n - 1]);
+                c->attempts_n--;
             }
-        }
+        attempt_start(c, other, now);
+        if (c->done)
+            return;
     }
     if (!c->attempts_n && !idle_stream) {
         /* A last attempt without time for an answer could only turn "surely not done" into "uncertain". */
@@ -427,15 +366,15 @@ static void call_schedule(struct call *c, uint64_t now)
             return;
         }
         while (!c->attempts_n && now >= c->next_at) {
-            struct endpoint *ep = pick(c, now);
+            struct endpoint *ep = choose_endpoint(c, now);
             if (ep) {
                 attempt_start(c, ep, now);
                 if (c->done)
                     return;
                 continue;
             }
-            bool useless = c->round_n && c->round_hard == c->round_n && all_tried(c);
-            if (useless || (!c->connected && d->unreachable_ms && now - c->started_at >= d->unreachable_ms && nothing_reachable(c))) {
+            bool useless = c->round_n && c->round_hard == c->round_n && choose_all_tried(c);
+            if (useless || (!c->connected && d->unreachable_ms && now - c->started_at >= d->unreachable_ms && choose_nothing_reachable(c))) {
                 call_give_up(c, now);
                 return;
             }
@@ -447,6 +386,9 @@ static void call_schedule(struct call *c, uint64_t now)
         if (a->end_pos || !a->ep->link || a->ep->link->state != LINK_READY || attempt_queue(c, i, now))
             i++;
     }
+    for (unsigned i = 0; !c->done && i < c->attempts_n; i++)
+        if (choose_ping(c, &c->attempts[i], now))
+            send_ping(d, c->attempts[i].ep, now);
 }
 
 /* When this call wants to be scheduled again, if nothing happens. */
@@ -459,8 +401,8 @@ static uint64_t call_wakes(const struct call *c, uint64_t now)
         uint64_t next = c->next_at > now ? c->next_at : now + RETRY_PAUSE_MS;
         at = next < at ? next : at;
     } else if (c->flags & (CALL_HEDGE | CALL_SWITCH)) {
-        uint64_t quarter = c->d->patience_ms / 4 + 1; /* silence is looked at often enough, without a timer for each attempt */
-        at = now + quarter < at ? now + quarter : at;
+        uint64_t next = choose_wakes(c, now);
+        at = next < at ? next : at;
     }
     return at;
 }
@@ -492,13 +434,10 @@ static int on_hello(struct raftdir *d, struct endpoint *ep, const Raftdir__Clien
     ep->failures = 0;
     ep->hard = false;
     ep->err.code = 0;
+    endpoints_answered(d, ep, h->site);
     if (!d->only_these && d->tls)
-        for (size_t i = 0; i < h->n_endpoints && i < MEMBERS_MAX; i++) {
-            char text[300];
-            int n = snprintf(text, sizeof text, "tls:%s", h->endpoints[i]);
-            if (n > 4 && (size_t)n < sizeof text)
-                endpoint_add(d, text, (size_t)n, true, NULL); /* one that can't be used is no reason to fail */
-        }
+        for (size_t i = 0; i < h->n_endpoints && i < MEMBERS_MAX; i++)
+            endpoints_learn(d, h->endpoints[i], h->n_endpoint_sites == h->n_endpoints ? h->endpoint_sites[i] : NULL);
     return 0;
 }
 
@@ -649,6 +588,8 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
     /* This attempt is over, unless it is a stream that goes on. */
     struct attempt a = c->attempts[i];
     bool final = refused || call_code_is_final(c, code);
+    if (final)
+        choose_answered(c, i, now);
     if (code < 0 && !refused && !final) {
         /* Asked again without its own attempt: what remains may still make it uncertain. */
         drop_attempt(c, i);
@@ -702,7 +643,11 @@ static int on_frame(struct raftdir *d, struct endpoint *ep, const uint8_t *frame
         return err_set(err, RAFTDIR_EVERSION, "%s: the node speaks protocol version %u, this library %d: upgrade it", ep->text, version, FRAME_VERSION);
     }
     ep->last_rx = now;
-    ep->slow_until = 0;
+    if (m->request_id != ep->ping_id) {
+        ep->last_answer = now;
+        if (m->code == 0 || m->code == RAFTDIR_ENOTFOUND)
+            ep->slow_until = 0;
+    }
     if (ep->link->state == LINK_HELLO) {
         int rc = 0;
         if (m->request_id == ep->link->hello_id)
@@ -777,6 +722,8 @@ void engine_schedule(struct raftdir *d, uint64_t now)
         return;
     /* Scheduling may wake calls again: a link that breaks as soon as it is opened ends attempts of calls that were looked at already. */
     d->schedule_at = UINT64_MAX;
+    if (d->sources_n && d->calls)
+        endpoints_refresh(d, false, now);
     for (struct call *c = d->calls; c; c = c->next)
         engine_schedule_one(c, now);
 }

@@ -1,12 +1,10 @@
-/* lib_handle.c - opening and closing a handle, its endpoints, its errors. */
+/* lib_handle.c - opening and closing a handle, its settings, its errors. */
 #include <assert.h>
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 #include "lib_internal.h"
@@ -42,105 +40,6 @@ int lib_random(void *buf, size_t len, struct err *err)
             return err_set(err, RAFTDIR_EIO, "getrandom: %s", strerror(errno));
         done += (size_t)n;
     }
-    return 0;
-}
-
-static void endpoint_free(struct endpoint *ep)
-{
-    free(ep->text);
-    free(ep->path);
-    free(ep->host);
-    free(ep->port);
-    free(ep->name);
-    free(ep->node);
-    free(ep->identity);
-    free(ep->role);
-    free(ep);
-}
-
-/* tls:host:port[=NAME]; host may be [v6]. */
-static int parse_tls(struct endpoint *ep, const char *s, struct err *err)
-{
-    const char *name = strchr(s, '=');
-    size_t len = name ? (size_t)(name - s) : strlen(s);
-    const char *host = s, *colon;
-    size_t host_len;
-    if (*s == '[') {
-        const char *close = memchr(s, ']', len);
-        if (!close || close[1] != ':')
-            return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": want tls:[ADDRESS]:PORT", ep->text);
-        host++;
-        host_len = (size_t)(close - host);
-        colon = close + 1;
-    } else {
-        colon = memrchr(s, ':', len);
-        if (!colon)
-            return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": no port; want tls:HOST:PORT", ep->text);
-        host_len = (size_t)(colon - s);
-    }
-    size_t port_len = len - (size_t)(colon + 1 - s);
-    if (!host_len || !port_len || port_len > 5 || strspn(colon + 1, "0123456789") < port_len)
-        return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": want tls:HOST:PORT", ep->text);
-    ep->host = strndup(host, host_len);
-    ep->port = strndup(colon + 1, port_len);
-    if (!ep->host || !ep->port)
-        return err_set(err, RAFTDIR_ENOMEM, "out of memory");
-    if (name) {
-        if (!name[1])
-            return err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": no name after \"=\"", ep->text);
-        if (!(ep->name = strdup(name + 1)))
-            return err_set(err, RAFTDIR_ENOMEM, "out of memory");
-    }
-    return 0;
-}
-
-struct endpoint *endpoint_add(struct raftdir *d, const char *text, size_t len, bool learned, struct err *err)
-{
-    for (unsigned i = 0; i < d->endpoints_n; i++)
-        if (strlen(d->endpoints[i]->text) == len && !memcmp(d->endpoints[i]->text, text, len))
-            return d->endpoints[i];
-    if (d->endpoints_n == ENDPOINTS_MAX) {
-        err_set(err, RAFTDIR_ELIMIT, "more than %d endpoints", ENDPOINTS_MAX);
-        return NULL;
-    }
-    struct endpoint *ep = calloc(1, sizeof *ep);
-    if (!ep || !(ep->text = strndup(text, len))) {
-        free(ep);
-        err_set(err, RAFTDIR_ENOMEM, "out of memory");
-        return NULL;
-    }
-    ep->learned = learned;
-    int rc = 0;
-    if (!strncmp(ep->text, "unix:", 5) || ep->text[0] == '/') {
-        const char *path = ep->text[0] == '/' ? ep->text : ep->text + 5;
-        struct sockaddr_un un;
-        if (!*path || strlen(path) >= sizeof un.sun_path)
-            rc = err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": a socket's path has 1 to %zu bytes", ep->text, sizeof un.sun_path - 1);
-        else if (!(ep->path = strdup(path)))
-            rc = err_set(err, RAFTDIR_ENOMEM, "out of memory");
-    } else if (!strncmp(ep->text, "tls:", 4))
-        rc = parse_tls(ep, ep->text + 4, err);
-    else
-        rc = err_set(err, RAFTDIR_EINVAL, "endpoint \"%s\": want unix:/PATH or tls:HOST:PORT", ep->text);
-    if (rc < 0) {
-        endpoint_free(ep);
-        return NULL;
-    }
-    d->endpoints[d->endpoints_n++] = ep;
-    return ep;
-}
-
-static int parse_endpoints(struct raftdir *d, const char *list, struct err *err)
-{
-    for (const char *p = list; *p;) {
-        p += strspn(p, ", \t\n");
-        size_t len = strcspn(p, ", \t\n");
-        if (len && !endpoint_add(d, p, len, false, err))
-            return err->code;
-        p += len;
-    }
-    if (!d->endpoints_n)
-        return err_set(err, RAFTDIR_EINVAL, "no endpoint is given");
     return 0;
 }
 
@@ -192,11 +91,15 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
         goto failed;
     d->next_serial = (d->next_serial >> (CALL_ATTEMPT_BITS + 8)) + 1; /* room to count; 0 is no call's */
     const char *list = or_env(o->endpoints, "RAFTDIR_ENDPOINTS");
-    if (parse_endpoints(d, list ? list : ENDPOINT_DEFAULT, &err) < 0)
+    const char *site = or_env(o->site, "RAFTDIR_SITE");
+    if (site && *site && !(d->site = strdup(site))) {
+        err_set(&err, RAFTDIR_ENOMEM, "out of memory");
         goto failed;
-    bool needs_tls = false;
-    for (unsigned i = 0; i < d->endpoints_n; i++)
-        needs_tls |= !d->endpoints[i]->path;
+    }
+    choose_init(d);
+    if (endpoints_open(d, list ? list : ENDPOINT_DEFAULT, &err) < 0)
+        goto failed;
+    bool needs_tls = endpoints_need_tls(d);
     struct tls_files files = {or_env(o->ca, "RAFTDIR_CA"), or_env(o->cert, "RAFTDIR_CERT"), or_env(o->key, "RAFTDIR_KEY")};
     if (needs_tls && !files.ca) {
         err_set(&err, RAFTDIR_EINVAL, "a tls: endpoint needs the CA's certificate (and ours, with its key)");
@@ -237,10 +140,7 @@ void raftdir_close(raftdir **dp)
             c->attempts_n = 0; /* nothing is said on the parent's connections */
         call_destroy(&c);
     }
-    for (unsigned i = 0; i < d->endpoints_n; i++) {
-        link_close(&d->endpoints[i]->link, !ours);
-        endpoint_free(d->endpoints[i]);
-    }
+    endpoints_close(d, !ours);
     SSL_CTX_free(d->tls);
     if (d->kept)
         raftdir__client__from_node__free_unpacked(d->kept, NULL);

@@ -26,6 +26,7 @@
 #define LINK_TIMEOUT_MS HANDSHAKE_TIMEOUT_MS /* connect, handshake and hello together */
 #define RETRY_PAUSE_MS 50            /* between rounds over all endpoints */
 #define RECONNECT_MAX_MS 500
+#define LATENCY_SAMPLES_MIN 3        /* before that nobody knows what is slow */
 #define SLOW_MS 2000                 /* an endpoint that let us wait isn't the first choice for this long */
 #define STREAM_PATIENCE 4            /* a silent stream moves to another node after this many patiences */
 #define ANSWER_MARGIN_MS 200         /* nodes are told to give up so much before we do */
@@ -57,18 +58,35 @@ struct link {
     short watched;       /* poll events */
 };
 
+/* What requests of one kind take at an endpoint, in sixteenths of a millisecond. */
+enum { LATENCY_READ, LATENCY_QUORUM_READ, LATENCY_WRITE, LATENCY_KINDS };
+struct latency {
+    uint32_t mean, deviation, samples;
+};
+
 struct endpoint {
-    char *text;
+    char *text;          /* without its site */
     char *path;          /* unix: */
     char *host, *port;   /* tls: */
     char *name;          /* the certificate must carry it; NULL: any server certificate of the CA */
-    bool learned;
+    char *site;          /* NULL: not known */
+    bool site_given;     /* by the user; else a node said so */
+    uint32_t given;      /* by which of d->sources, a bit each, or by the list itself */
+    bool told;           /* by a node */
+    bool learned;        /* only told, not given */
+    bool removed;        /* neither: not for new calls */
+    uint32_t order;      /* of preference: item of the list, and where it stands in the item's file */
     struct link *link;   /* NULL: not connected */
     uint64_t retry_at;   /* no new link before */
     unsigned failures;   /* links in a row that never became ready */
     bool hard;           /* the last failure doesn't go away by itself (permissions, certificates, versions) */
     uint64_t slow_until;
     uint64_t last_rx;
+    uint64_t last_answer; /* last_rx but for answers to pings */
+    uint64_t ping_at;    /* when the last ping was sent */
+    uint64_t ping_id;
+    unsigned beaten;     /* times in a row that a second endpoint was faster */
+    struct latency latency[LATENCY_KINDS];
     struct err err;      /* of the last failure */
     char *node, *identity, *role; /* of the last hello; NULL before */
     uint64_t node_id;
@@ -78,6 +96,7 @@ struct attempt {
     struct endpoint *ep;
     uint64_t request_id;
     uint64_t started_at;
+    uint64_t sent_at;    /* queued on a ready link */
     uint64_t end_pos;    /* link.queued behind its frame; 0: not queued yet, the link isn't ready */
 };
 
@@ -133,6 +152,10 @@ struct raftdir {
     pid_t pid;
     struct endpoint *endpoints[ENDPOINTS_MAX];
     unsigned endpoints_n;
+    struct source *sources; /* file: and dns: items */
+    unsigned sources_n;
+    char *site;          /* ours; NULL: not known yet */
+    unsigned hedge_budget; /* in hundredths of a request */
     bool only_these;
     SSL_CTX *tls;        /* NULL without tls: endpoints and without a CA */
     char *software;
@@ -180,7 +203,39 @@ int lib_enter(struct raftdir *d);
 int lib_enter_callback(struct raftdir *d);
 /* ... without clearing the error. */
 int lib_check(struct raftdir *d);
-struct endpoint *endpoint_add(struct raftdir *d, const char *text, size_t len, bool learned, struct err *err);
+
+/* lib_endpoints.c */
+int endpoints_open(struct raftdir *d, const char *list, struct err *err); /* the whole list; err says what is wrong where */
+bool endpoints_need_tls(const struct raftdir *d);
+/* Adds what a node told: host:port and its site (NULL: not known). What can't be used is passed over. */
+void endpoints_learn(struct raftdir *d, const char *address, const char *site);
+void endpoints_answered(struct raftdir *d, struct endpoint *ep, const char *site); /* a node said hello, and where it is (NULL: it didn't) */
+/* Looks whether files have changed and, when nothing answers, whether DNS has anything new; cheap when there is nothing to do. DNS may block for DNS_TIMEOUT_S a server. */
+void endpoints_refresh(struct raftdir *d, bool none_answers, uint64_t now);
+/* Why there is no better list: the first source with a problem; NULL: none. */
+const struct err *endpoints_problem(const struct raftdir *d);
+void endpoints_close(struct raftdir *d, bool quiet);
+
+/* lib_dns.c */
+struct dns_target {
+    char text[300];      /* tls:host:port */
+};
+/* SRV records, in the order in which they are to be used, or (port not NULL) all addresses of the name. The number found, at least 1, or an error. */
+int dns_lookup(const char *name, const char *port, struct dns_target *targets, unsigned targets_max, struct err *err);
+/* The part of it that reads an answer: for tests. */
+int dns_read_srv(const uint8_t *answer, size_t len, struct dns_target *targets, unsigned targets_max, struct err *err);
+
+/* lib_choose.c */
+void choose_init(struct raftdir *d);
+void choose_started(struct raftdir *d);                                     /* a call began */
+struct endpoint *choose_endpoint(const struct call *c, uint64_t now);       /* for its next attempt; NULL: none now */
+struct endpoint *choose_second(struct call *c, uint64_t now);               /* for one more attempt beside those that wait; NULL: not now */
+bool choose_ping(const struct call *c, const struct attempt *a, uint64_t now);  /* is a ping due on the attempt's link? */
+void choose_answered(struct call *c, unsigned i, uint64_t now);             /* attempt i got its answer, before it is dropped */
+uint64_t choose_wakes(const struct call *c, uint64_t now);                   /* when choose_second or choose_ping may say something else */
+bool choose_nothing_reachable(const struct call *c);  /* is every endpoint out of reach, and none just being tried for the first time? */
+bool choose_all_tried(const struct call *c);           /* has this round seen every endpoint that there is? */
+unsigned endpoint_number(const struct raftdir *d, const struct endpoint *ep);
 
 /* lib_link.c */
 int link_open(struct raftdir *d, struct endpoint *ep, uint64_t now, struct err *err);

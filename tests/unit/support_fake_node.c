@@ -189,7 +189,10 @@ static void read_conn(struct fake *f, unsigned conn)
             f->credit += m->credit->rows;
         if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_HELLO)
             hello(f, conn, m);
-        else if (f->handler)
+        else if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER && !m->has_min_index) {
+            if (f->answers_pings)
+                fake_code(f, conn, m->request_id, 0, NULL);
+        } else if (f->handler)
             f->handler(f, conn, m);
         raftdir__client__to_node__free_unpacked(m, NULL);
     }

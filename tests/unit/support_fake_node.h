@@ -21,6 +21,7 @@ struct fake {
     int hello_code;            /* refuse with this code */
     const char *hello_text;
     bool hello_silent;
+    bool answers_pings;        /* barriers without an index: a node that hangs doesn't */
     uint64_t log_time_ms, incarnation;
     fake_handler *handler;
     void *data;
