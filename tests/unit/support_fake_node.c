@@ -5,11 +5,15 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <openssl/err.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include "raftdir/limits.h"
@@ -37,8 +41,8 @@ void fake_bytes(struct fake *f, unsigned conn, const void *data, size_t len)
 {
     const char *p = data;
     while (len && f->conns[conn].fd >= 0) {
-        ssize_t n = send(f->conns[conn].fd, p, len, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
+        ssize_t n = f->conns[conn].ssl ? SSL_write(f->conns[conn].ssl, p, (int)len) : send(f->conns[conn].fd, p, len, MSG_NOSIGNAL);
+        if (n < 0 && !f->conns[conn].ssl && errno == EINTR)
             continue;
         if (n <= 0)
             return; /* the client went away */
@@ -156,6 +160,8 @@ static void hello(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *
 
 static void drop(struct fake *f, unsigned conn)
 {
+    SSL_free(f->conns[conn].ssl);
+    f->conns[conn].ssl = NULL;
     if (f->conns[conn].fd >= 0)
         close(f->conns[conn].fd);
     f->conns[conn].fd = -1;
@@ -168,8 +174,12 @@ static void read_conn(struct fake *f, unsigned conn)
 {
     size_t room;
     uint8_t *at = frame_reader_room(&f->conns[conn].in, 65536, &room);
-    ssize_t n = at ? recv(f->conns[conn].fd, at, room, 0) : -1;
+    SSL *ssl = f->conns[conn].ssl;
+    ssize_t n = !at ? -1 : ssl ? SSL_read(ssl, at, (int)room) : recv(f->conns[conn].fd, at, room, 0);
     if (n <= 0) {
+        if (ssl && SSL_get_error(ssl, (int)n) == SSL_ERROR_ZERO_RETURN)
+            f->farewells++;
+        ERR_clear_error();
         drop(f, conn);
         return;
     }
@@ -200,9 +210,24 @@ static void read_conn(struct fake *f, unsigned conn)
         drop(f, conn);
 }
 
+/* The handshake, in which the node waits: a client that goes away ends it, and one that stays silent a timeout. */
+static bool take_tls(struct fake *f, unsigned conn)
+{
+    struct timeval patience = {.tv_sec = 5};
+    setsockopt(f->conns[conn].fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    SSL *ssl = f->conns[conn].ssl = SSL_new(f->tls);
+    bool ok = ssl && SSL_set_fd(ssl, f->conns[conn].fd) == 1 && SSL_accept(ssl) == 1;
+    ERR_clear_error();
+    return ok;
+}
+
 static void *run(void *arg)
 {
     struct fake *f = arg;
+    sigset_t pipes;
+    sigemptyset(&pipes);
+    sigaddset(&pipes, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipes, NULL); /* OpenSSL's own socket BIO raises it */
     for (;;) {
         struct pollfd fds[FAKE_CONNS_MAX + 2];
         unsigned which[FAKE_CONNS_MAX + 2];
@@ -233,6 +258,8 @@ static void *run(void *arg)
             if (fd >= 0 && i < FAKE_CONNS_MAX) {
                 f->conns[i].fd = fd;
                 f->conns_opened++;
+                if (f->tls && !take_tls(f, i))
+                    drop(f, i);
             } else if (fd >= 0)
                 close(fd);
         }
@@ -243,14 +270,9 @@ static void *run(void *arg)
     }
 }
 
-void fake_start(struct fake *f, const char *dir, const char *name, fake_handler *handler, void *data)
+static void start(struct fake *f, fake_handler *handler, void *data)
 {
-    struct sockaddr_un un = {.sun_family = AF_UNIX};
-    memset(f, 0, sizeof *f);
-    assert_true((size_t)snprintf(f->path, sizeof f->path, "%s/%s.sock", dir, name) < sizeof f->path);
-    snprintf(f->endpoint, sizeof f->endpoint, "unix:%s", f->path);
-    memcpy(un.sun_path, f->path, strlen(f->path) + 1);
-    f->identity = "unix:0";
+    f->identity = f->tls ? "cert:test" : "unix:0";
     f->incarnation = 1;
     f->log_time_ms = 1000;
     f->handler = handler;
@@ -259,12 +281,37 @@ void fake_start(struct fake *f, const char *dir, const char *name, fake_handler 
     for (unsigned i = 0; i < FAKE_CONNS_MAX; i++)
         f->conns[i].fd = -1;
     pthread_mutex_init(&f->lock, NULL);
-    f->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_true(f->listener >= 0);
-    assert_int_equal(bind(f->listener, (struct sockaddr *)&un, sizeof un), 0);
     assert_int_equal(listen(f->listener, 16), 0);
     assert_int_equal(pipe(f->wake), 0);
     assert_int_equal(pthread_create(&f->thread, NULL, run, f), 0);
+}
+
+void fake_start(struct fake *f, const char *dir, const char *name, fake_handler *handler, void *data)
+{
+    struct sockaddr_un un = {.sun_family = AF_UNIX};
+    memset(f, 0, sizeof *f);
+    assert_true((size_t)snprintf(f->path, sizeof f->path, "%s/%s.sock", dir, name) < sizeof f->path);
+    snprintf(f->endpoint, sizeof f->endpoint, "unix:%s", f->path);
+    memcpy(un.sun_path, f->path, strlen(f->path) + 1);
+    f->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(f->listener >= 0);
+    assert_int_equal(bind(f->listener, (struct sockaddr *)&un, sizeof un), 0);
+    start(f, handler, data);
+}
+
+void fake_start_tls(struct fake *f, const char *name, SSL_CTX *tls, fake_handler *handler, void *data)
+{
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof in;
+    memset(f, 0, sizeof *f);
+    snprintf(f->path, sizeof f->path, "/%s", name); /* only its name in hellos */
+    f->tls = tls;
+    f->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(f->listener >= 0);
+    assert_int_equal(bind(f->listener, (struct sockaddr *)&in, sizeof in), 0);
+    assert_int_equal(getsockname(f->listener, (struct sockaddr *)&in, &len), 0);
+    snprintf(f->endpoint, sizeof f->endpoint, "tls:127.0.0.1:%u", ntohs(in.sin_port));
+    start(f, handler, data);
 }
 
 void fake_stop(struct fake *f)
@@ -281,7 +328,8 @@ void fake_stop(struct fake *f)
     close(f->listener);
     close(f->wake[0]);
     close(f->wake[1]);
-    unlink(f->path);
+    if (!f->tls)
+        unlink(f->path);
     pthread_mutex_destroy(&f->lock);
     f->listener = 0;
 }

@@ -1,7 +1,8 @@
-/* support_fake_node.h - a node for tests of libraftdir: a thread that takes connections on a Unix socket, answers hello, and hands every other request
+/* support_fake_node.h - a node for tests of libraftdir: a thread that takes connections on a Unix socket, or by TLS on a port of the loopback, answers hello, and hands every other request
  * to the test, which answers as it likes, late, wrong, or never. The handler runs on the node's thread, with the node's lock held. */
 #ifndef SUPPORT_FAKE_NODE_H
 #define SUPPORT_FAKE_NODE_H
+#include <openssl/ssl.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -17,6 +18,7 @@ typedef void fake_handler(struct fake *f, unsigned conn, const Raftdir__Client__
 
 struct fake {
     char path[108], endpoint[128];
+    SSL_CTX *tls;              /* NULL: a Unix socket */
     const char *identity;      /* in hello answers; default "unix:0" */
     int hello_code;            /* refuse with this code */
     const char *hello_text;
@@ -28,6 +30,7 @@ struct fake {
     /* what came: request kinds, counted by ToNode's field number */
     unsigned seen[64];
     unsigned conns_opened;
+    unsigned farewells;        /* TLS connections that ended with a close_notify */
     uint64_t credit;           /* rows that credit frames have granted */
     /* the node's own */
     pthread_t thread;
@@ -36,6 +39,7 @@ struct fake {
     bool running;
     struct {
         int fd;
+        SSL *ssl;
         struct frame_reader in;
         bool close_after;
     } conns[FAKE_CONNS_MAX];
@@ -43,6 +47,8 @@ struct fake {
 
 /* `dir` must exist. The socket is DIR/NAME.sock. */
 void fake_start(struct fake *f, const char *dir, const char *name, fake_handler *handler, void *data);
+/* By TLS, with a context that stays the caller's; the endpoint has the port. */
+void fake_start_tls(struct fake *f, const char *name, SSL_CTX *tls, fake_handler *handler, void *data);
 void fake_stop(struct fake *f); /* closes everything and removes the socket; idempotent */
 unsigned fake_seen(struct fake *f, unsigned field); /* locked */
 /* From within a handler (the lock is held), or between fake_lock and fake_unlock. */
