@@ -103,6 +103,7 @@
 #define READERS_CHECK_MS 2000           /* slots of readers that are gone are freed this often */
 #define APPLY_BATCH_ENTRIES 4096        /* entries in one LMDB commit */
 #define NODE_UUID_LEN 16
+#define SITE_LEN_MAX 64
 
 /* Frames and connections. */
 #define PEER_FRAME_LEN_MAX (ENTRY_LEN_MAX + APPEND_LEN_MAX + 65536u)

@@ -651,17 +651,20 @@ int peers_start(const struct peers_options *o, struct peers **peers_r, struct er
 {
     if (o->client_endpoint && strlen(o->client_endpoint) > PEER_ENDPOINT_LEN_MAX)
         return err_set(err, RAFTDIR_ETOOBIG, "client endpoint \"%s\" is longer than %d bytes", o->client_endpoint, PEER_ENDPOINT_LEN_MAX);
+    if (o->site && strlen(o->site) > SITE_LEN_MAX)
+        return err_set(err, RAFTDIR_ETOOBIG, "site \"%s\" is longer than %d bytes", o->site, SITE_LEN_MAX);
     struct peers *p = calloc(1, sizeof *p);
     if (!p)
         return err_set(err, RAFTDIR_ENOMEM, "peer listener: out of memory");
     p->o = *o;
     SSL_CTX_up_ref(p->o.tls);
     snprintf(p->client_endpoint, sizeof p->client_endpoint, "%s", o->client_endpoint ? o->client_endpoint : "");
+    snprintf(p->site, sizeof p->site, "%s", o->site ? o->site : "");
     uv_timer_init(o->loop, &p->tick); /* can't fail */
     p->tick.data = p;
     p->open = 1;
     int rc = listen_all(p, err);
-    p->o.listen_host = p->o.listen_port = p->o.client_endpoint = NULL; /* the caller's */
+    p->o.listen_host = p->o.listen_port = p->o.client_endpoint = p->o.site = NULL; /* the caller's */
     if (rc) {
         peers_stop(&p, NULL, NULL);
         return rc;

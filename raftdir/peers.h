@@ -20,10 +20,10 @@ struct peers_options {
     const char *listen_host, *listen_port;
     uint64_t self_id, cluster_id, incarnation;
     uint8_t uuid[NODE_UUID_LEN];
-    const char *client_endpoint; /* told to the others in Hello; NULL or "": none */
+    const char *client_endpoint, *site; /* told to the others in Hello; NULL or "": none */
     void *data;
     void (*on_frame)(void *data, uint64_t from, const uint8_t *frame, size_t len); /* borrowed */
-    void (*on_endpoint)(void *data, uint64_t id, const char *client_endpoint); /* from a member's Hello; borrowed; NULL allowed */
+    void (*on_endpoint)(void *data, uint64_t id, const char *client_endpoint, const char *site); /* from a member's Hello; "": none; borrowed; NULL allowed */
     /* A node that was removed can't learn it from the log: nobody sends it that any more. So a member that refuses its Hello says it. */
     bool (*removed)(void *data, uint64_t id); /* was `id` a member once, and is none any more? NULL allowed: nobody was */
     void (*on_removed)(void *data, uint64_t by); /* member `by` says that this node was removed; NULL allowed */

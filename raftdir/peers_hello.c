@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-size_t peers_hello_pack(const struct peers_options *self, const char *client_endpoint, uint64_t to, bool removed, Raftdir__Image__Request *image,
+size_t peers_hello_pack(const struct peers_options *self, const char *client_endpoint, const char *site, uint64_t to, bool removed, Raftdir__Image__Request *image,
                         uint8_t buf_r[PEER_HELLO_LEN_MAX])
 {
     Raftdir__Peer__Hello hello = RAFTDIR__PEER__HELLO__INIT;
@@ -18,6 +18,7 @@ size_t peers_hello_pack(const struct peers_options *self, const char *client_end
     hello.feature_level_max = FEATURE_LEVEL_MAX;
     hello.software = (char *)"raftdird " RAFTDIR_VERSION;
     hello.client_endpoint = client_endpoint && client_endpoint[0] ? (char *)client_endpoint : NULL;
+    hello.site = site && site[0] ? (char *)(uintptr_t)site : NULL;
     hello.has_removed = hello.removed = removed;
     hello.image = image;
     Raftdir__Peer__Frame frame = RAFTDIR__PEER__FRAME__INIT;
@@ -36,8 +37,8 @@ size_t peers_hello_pack(const struct peers_options *self, const char *client_end
 int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed)
 {
     uint8_t buf[PEER_HELLO_LEN_MAX];
-    size_t len = peers_hello_pack(&p->o, p->client_endpoint, to, removed, NULL, buf);
-    if (!len) /* can't be: the endpoint is the only long field */
+    size_t len = peers_hello_pack(&p->o, p->client_endpoint, p->site, to, removed, NULL, buf);
+    if (!len) /* can't be: the endpoint is the longest field, and its length is checked */
         return RAFTDIR_ETOOBIG;
     return conn_send(c, buf, len);
 }
@@ -65,16 +66,15 @@ bool peers_cert_fits(struct peer_link *link, const struct peer_member *m)
     return false;
 }
 
-static bool endpoint_ok(const char *s)
+/* What a peer says of itself and is told to clients; "" where it says nothing, or what it can't mean. */
+static const char *word_of(const char *s, size_t len_max)
 {
-    size_t len = strlen(s);
-    if (len == 0 || len > PEER_ENDPOINT_LEN_MAX)
-        return false;
-    for (; *s; s++) {
-        if (*s <= 0x20 || *s > 0x7e)
-            return false;
-    }
-    return true;
+    if (!s || strlen(s) > len_max)
+        return "";
+    for (const char *p = s; *p; p++)
+        if (*p <= 0x20 || *p > 0x7e)
+            return "";
+    return s;
 }
 
 static int identity_check(struct peer_link *link, const Raftdir__Peer__Frame *f, struct peer_member **member_r)
@@ -169,11 +169,12 @@ int peers_hello_check(struct peer_link *link, const uint8_t *frame, size_t len, 
     }
     if (!rc) {
         struct peer_member *m = *member_r;
-        const char *endpoint = f->hello->client_endpoint && endpoint_ok(f->hello->client_endpoint) ? f->hello->client_endpoint : "";
-        if (strcmp(m->client_endpoint, endpoint) != 0) {
+        const char *endpoint = word_of(f->hello->client_endpoint, PEER_ENDPOINT_LEN_MAX), *site = word_of(f->hello->site, SITE_LEN_MAX);
+        if (strcmp(m->client_endpoint, endpoint) != 0 || strcmp(m->site, site) != 0) {
             snprintf(m->client_endpoint, sizeof m->client_endpoint, "%s", endpoint);
+            snprintf(m->site, sizeof m->site, "%s", site);
             if (p->o.on_endpoint)
-                p->o.on_endpoint(p->o.data, m->who.id, m->client_endpoint);
+                p->o.on_endpoint(p->o.data, m->who.id, m->client_endpoint, m->site);
         }
     }
     raftdir__peer__frame__free_unpacked(f, NULL);

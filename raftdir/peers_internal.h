@@ -74,7 +74,7 @@ struct peer_member {
     uint64_t ready_ms;           /* since when `out` is ready */
     struct peer_queue queue;
     bool stall_told;
-    char client_endpoint[PEER_ENDPOINT_LEN_MAX + 1];
+    char client_endpoint[PEER_ENDPOINT_LEN_MAX + 1], site[SITE_LEN_MAX + 1];
     uint64_t logged_ms[CAUSES];
 };
 
@@ -99,7 +99,7 @@ struct peer_stranger {
 #define PEER_LISTENERS_MAX 8
 struct peers {
     struct peers_options o;
-    char client_endpoint[PEER_ENDPOINT_LEN_MAX + 1];
+    char client_endpoint[PEER_ENDPOINT_LEN_MAX + 1], site[SITE_LEN_MAX + 1];
     uv_tcp_t listeners[PEER_LISTENERS_MAX];
     unsigned listeners_n;
     unsigned port;
@@ -134,8 +134,8 @@ void peers_image_go_on(struct peer_link *l); /* its deadline_ms has come */
 
 /* --- peers_hello.c --- */
 #define PEER_HELLO_LEN_MAX 4096
-/* A packed Frame with the Hello of `self` (its ids and uuid count); 0: over the limit. image, client_endpoint: NULL allowed. */
-size_t peers_hello_pack(const struct peers_options *self, const char *client_endpoint, uint64_t to, bool removed, Raftdir__Image__Request *image,
+/* A packed Frame with the Hello of `self` (its ids and uuid count); 0: over the limit. image, client_endpoint, site: NULL allowed. */
+size_t peers_hello_pack(const struct peers_options *self, const char *client_endpoint, const char *site, uint64_t to, bool removed, Raftdir__Image__Request *image,
                         uint8_t buf_r[PEER_HELLO_LEN_MAX]);
 int peers_hello_send(struct peers *p, struct conn *c, uint64_t to, bool removed);
 /* Checks the first frame of a connection. 0: it is `*member_r` (for a dialled one: link->m). Else the reason is in the log, and the link must be closed.

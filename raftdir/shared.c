@@ -183,31 +183,37 @@ void shared_status_set(struct shared *s, const struct node_status *status, uint6
     pthread_mutex_unlock(&s->mutex);
 }
 
-/* A member keeps its endpoint when the list changes around it. */
+/* A member keeps its endpoint and site when the list changes around it. */
 void shared_members_set(struct shared *s, const struct node_peer *members, size_t n)
 {
     if (n > MEMBERS_MAX)
         n = MEMBERS_MAX;
     pthread_mutex_lock(&s->mutex);
     struct shared_details *d = &s->details;
-    char endpoints[MEMBERS_MAX][256];
+    char endpoints[MEMBERS_MAX][sizeof d->endpoints[0]], sites[MEMBERS_MAX][sizeof d->sites[0]];
     memset(endpoints, 0, sizeof endpoints);
+    memset(sites, 0, sizeof sites);
     for (size_t i = 0; i < n; i++)
         for (size_t k = 0; k < d->members_n; k++)
-            if (d->members[k].id == members[i].id)
+            if (d->members[k].id == members[i].id) {
                 memcpy(endpoints[i], d->endpoints[k], sizeof endpoints[i]);
+                memcpy(sites[i], d->sites[k], sizeof sites[i]);
+            }
     memcpy(d->endpoints, endpoints, sizeof endpoints);
+    memcpy(d->sites, sites, sizeof sites);
     memcpy(d->members, members, n * sizeof *members);
     d->members_n = n;
     pthread_mutex_unlock(&s->mutex);
 }
 
-void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint)
+void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint, const char *site)
 {
     pthread_mutex_lock(&s->mutex);
     for (size_t i = 0; i < s->details.members_n; i++)
-        if (s->details.members[i].id == id)
+        if (s->details.members[i].id == id) {
             snprintf(s->details.endpoints[i], sizeof s->details.endpoints[i], "%s", endpoint ? endpoint : "");
+            snprintf(s->details.sites[i], sizeof s->details.sites[i], "%s", site ? site : "");
+        }
     pthread_mutex_unlock(&s->mutex);
 }
 

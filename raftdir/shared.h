@@ -52,6 +52,7 @@ struct shared_details {
     struct node_peer members[MEMBERS_MAX];
     size_t members_n;
     char endpoints[MEMBERS_MAX][256]; /* client endpoints, "" when not known; by member */
+    char sites[MEMBERS_MAX][SITE_LEN_MAX + 1]; /* likewise */
     struct shared_image fetching, sending[IMAGE_SENDS_MAX];
     char alarms[SHARED_ALARMS][ERR_TEXT_LEN];
     uint64_t space_free;  /* bytes; 0: not looked yet */
@@ -91,7 +92,7 @@ void shared_reset(struct shared *s, const uint8_t uuid[NODE_UUID_LEN]);
 void shared_identity_set(struct shared *s, uint64_t cluster_id, uint64_t incarnation, uint64_t node_id);
 void shared_status_set(struct shared *s, const struct node_status *status, uint64_t now_ms);
 void shared_members_set(struct shared *s, const struct node_peer *members, size_t n);
-void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint);
+void shared_endpoint_set(struct shared *s, uint64_t id, const char *endpoint, const char *site);
 void shared_fetching_set(struct shared *s, const struct shared_image *image); /* NULL: none */
 void shared_sending_set(struct shared *s, unsigned slot, const struct shared_image *image); /* NULL: none */
 bool shared_alarm_set(struct shared *s, enum shared_alarm alarm, const char *text); /* NULL: all is well. true: it was another one before: worth a line in the log */

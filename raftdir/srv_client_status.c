@@ -30,7 +30,7 @@ void srv_hello(struct request *r)
     struct daemon *d = r->service->d;
     struct shared_view view;
     struct shared_details *details = mem_alloc(sizeof *details);
-    char *endpoints[MEMBERS_MAX];
+    char *endpoints[MEMBERS_MAX], *sites[MEMBERS_MAX];
     shared_view_get(&d->shared, &view);
     shared_details_get(&d->shared, details);
     Raftdir__Client__FromNode f = RAFTDIR__CLIENT__FROM_NODE__INIT;
@@ -40,9 +40,14 @@ void srv_hello(struct request *r)
     h.role = (char *)(uintptr_t)access_role_name(c->access.role);
     h.server = *c->access.server ? c->access.server : NULL;
     h.endpoints = endpoints;
+    h.endpoint_sites = sites;
     for (size_t i = 0; i < details->members_n; i++)
-        if (*details->endpoints[i])
+        if (*details->endpoints[i]) {
             endpoints[h.n_endpoints++] = details->endpoints[i];
+            sites[h.n_endpoint_sites++] = details->sites[i];
+        }
+    if (*d->config->site)
+        h.site = d->config->site;
     h.has_uuid = true;
     h.uuid.data = view.uuid;
     h.uuid.len = NODE_UUID_LEN;

@@ -40,7 +40,7 @@ void consensus_status_update(struct consensus *c, uint64_t now)
         size_t n = node_members(c->node, now, list, MEMBERS_MAX);
         if (n)
             shared_members_set(&c->d->shared, list, n);
-        shared_endpoint_set(&c->d->shared, c->identity.node_id, c->d->config->client_advertise);
+        shared_endpoint_set(&c->d->shared, c->identity.node_id, c->d->config->client_advertise, c->d->config->site);
     }
     if (c->role_dirty && (s.state != c->last.state || s.term != c->last.term || s.leader != c->last.leader || s.role != c->last.role)) {
         static const char *const states[] = {"?", "follower", "candidate", "leader", "failed"};

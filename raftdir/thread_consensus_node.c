@@ -299,9 +299,9 @@ static void on_peer_frame(void *data, uint64_t from, const uint8_t *frame, size_
         node_receive(c->node, shared_now_ms(), from, frame, len);
 }
 
-static void on_peer_endpoint(void *data, uint64_t id, const char *endpoint)
+static void on_peer_endpoint(void *data, uint64_t id, const char *endpoint, const char *site)
 {
-    shared_endpoint_set(&((struct consensus *)data)->d->shared, id, endpoint);
+    shared_endpoint_set(&((struct consensus *)data)->d->shared, id, endpoint, site);
 }
 
 static bool on_peer_removed(void *data, uint64_t id)
@@ -352,7 +352,7 @@ void consensus_members_update(struct consensus *c)
     size_t n = consensus_members(c, list);
     peers_members(c->peers, list, n);
     shared_members_set(&c->d->shared, list, n);
-    shared_endpoint_set(&c->d->shared, c->identity.node_id, c->d->config->client_advertise);
+    shared_endpoint_set(&c->d->shared, c->identity.node_id, c->d->config->client_advertise, c->d->config->site);
 }
 
 static void on_peers_stopped(void *data)
@@ -371,6 +371,7 @@ int consensus_peers_start(struct consensus *c, const char *host, const char *por
                                .cluster_id = c->identity.cluster_id,
                                .incarnation = c->identity.incarnation,
                                .client_endpoint = d->config->client_advertise,
+                               .site = d->config->site,
                                .data = c,
                                .on_frame = on_peer_frame,
                                .on_endpoint = on_peer_endpoint,

@@ -126,7 +126,7 @@ static int hello_send(struct image_fetch *f, const struct node_peer *m, struct e
     /* Borrowed until the next call, and only looked at. */
     request.resume = f->writer ? (Raftdir__Image__Position *)image_writer_position(f->writer) : NULL;
     uint8_t buf[PEER_HELLO_LEN_MAX];
-    size_t len = peers_hello_pack(&self, NULL, m->id, false, &request, buf);
+    size_t len = peers_hello_pack(&self, NULL, NULL, m->id, false, &request, buf);
     if (!len)
         return err_set(err, RAFTDIR_ETOOBIG, "Hello is over the limit");
     return tls_stream_send(f->stream, buf, len, err);

@@ -504,7 +504,7 @@ static struct tls_stream *ask(struct sender *n, uint64_t as, uint64_t index_min,
     request.index_min = index_min;
     request.resume = resume;
     uint8_t buf[PEER_HELLO_LEN_MAX];
-    size_t len = peers_hello_pack(&self, NULL, n->id, false, &request, buf);
+    size_t len = peers_hello_pack(&self, NULL, NULL, n->id, false, &request, buf);
     assert_true(len > 0);
     char port[8];
     snprintf(port, sizeof port, "%u", n->port);

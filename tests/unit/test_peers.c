@@ -43,11 +43,11 @@ static void on_frame(void *data, uint64_t from, const uint8_t *frame, size_t len
     n->from = from;
 }
 
-static void on_endpoint(void *data, uint64_t id, const char *endpoint)
+static void on_endpoint(void *data, uint64_t id, const char *endpoint, const char *site)
 {
     (void)id;
     struct node *n = data;
-    snprintf(n->endpoint, sizeof n->endpoint, "%s", endpoint);
+    snprintf(n->endpoint, sizeof n->endpoint, "%s %s", endpoint, site);
 }
 
 static void on_log(void *data, int level, const char *text)
@@ -120,6 +120,7 @@ static void start(struct node *n, struct who w)
                               .cluster_id = w.cluster ? w.cluster : 7,
                               .incarnation = w.incarnation ? w.incarnation : 1,
                               .client_endpoint = endpoint,
+                              .site = w.id == 2 ? "berlin" : NULL,
                               .data = n,
                               .on_frame = on_frame,
                               .on_endpoint = on_endpoint,
@@ -267,6 +268,10 @@ static void three(void **state)
         peers_members(all[i]->p, list, 3);
     RUN_UNTIL(peers_client_endpoint(a.p, 3) && peers_client_endpoint(c.p, 1) && peers_client_endpoint(c.p, 2) && peers_client_endpoint(b.p, 3));
     assert_string_equal(peers_client_endpoint(c.p, 2), "node2.example.org:7001");
+    for (int i = 0; i < 3; i++) {
+        const char *end = strrchr(all[i]->endpoint, ' '); /* of the member that said Hello last */
+        assert_string_equal(end, strstr(all[i]->endpoint, "node2.") ? " berlin" : " ");
+    }
     assert_true(peers_connected(a.p, 2) && peers_connected(a.p, 3) && !peers_connected(a.p, 1) && !peers_connected(a.p, 9));
     RUN_UNTIL(strstr(c.log, "to member 1") && strstr(c.log, "to member 2"));
     run_ms(100);
@@ -461,7 +466,7 @@ static void image_hello(struct rogue *r, uint64_t from, char uuid)
     at.offset = 99;
     request.index_min = 77;
     request.resume = &at;
-    size_t len = peers_hello_pack(&as, NULL, 1, false, &request, buf);
+    size_t len = peers_hello_pack(&as, NULL, NULL, 1, false, &request, buf);
     assert_true(len > 0);
     assert_int_equal(conn_send(r->c, buf, len), 0);
 }
