@@ -587,7 +587,7 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
     }
     /* This attempt is over, unless it is a stream that goes on. */
     struct attempt a = c->attempts[i];
-    bool final = refused || call_code_is_final(c, code);
+    bool final = refused || call_code_is_final(c, code) || (c->is_final && c->is_final(c, m, code));
     if (final)
         choose_answered(c, i, now);
     if (code < 0 && !refused && !final) {

@@ -32,6 +32,7 @@
 #define ANSWER_MARGIN_MS 200         /* nodes are told to give up so much before we do */
 #define LAST_ATTEMPT_MS 100          /* no write is begun again with less time than this */
 #define LIST_WINDOW 2048             /* rows of credit */
+#define WATCH_WINDOW 512             /* events of credit */
 #define READS_MAX 1024               /* reads begun by raftdir_*_start, in flight */
 #define CALL_BUCKETS 256             /* calls in flight, by their number */
 #define CALL_ATTEMPT_BITS 20         /* a request id: the call's number, then which of its attempts */
@@ -142,6 +143,7 @@ struct call {
     bool expires_set, anew;
     int (*prepare)(struct call *c);                                     /* streams: rebuild the body before each attempt; NULL: nothing to do */
     void (*on_frame)(struct call *c, Raftdir__Client__FromNode *answer); /* streams: takes the answer */
+    bool (*is_final)(struct call *c, const Raftdir__Client__FromNode *answer, int code); /* streams: ends it although another node might say otherwise; NULL: no */
     void *data;
     raftdir_done_fn *done_fn;         /* submitted writes */
     raftdir_mailbox_fn *answered_fn;  /* reads begun by raftdir_*_start */
@@ -266,6 +268,7 @@ void engine_io(struct raftdir *d, struct endpoint *ep, uint64_t now); /* goes on
 /* lib_wait.c */
 int call_wait(struct call *c);               /* runs the engine until it is done; its code */
 void engine_turn(struct raftdir *d, uint64_t until); /* one round: schedule, wait at most until then, read, answer, call back */
+void engine_look(struct raftdir *d);         /* reads what has come, without waiting: who hasn't looked for long doesn't know who is silent */
 void engine_flush(struct raftdir *d);        /* schedule and send, without waiting or calling back */
 void engine_begin(struct call *c);           /* starts a call and sends it, without waiting or calling back */
 void wait_init(struct raftdir *d);

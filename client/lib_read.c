@@ -126,6 +126,7 @@ struct raftdir_list {
     uint32_t waiting_rows;       /* rows in the frames that came */
     uint32_t taken;              /* rows taken since credit was last given */
     char *after;                 /* name of the last row that came; NULL: none yet */
+    struct raftdir_position position; /* of the first answer; incarnation 0: none yet */
     uint64_t rows_n, limit;      /* came so far; 0: no limit */
     uint64_t touched, skips;     /* of the attempts before this one; of this one */
     uint64_t touched_now, skips_now;
@@ -185,6 +186,8 @@ static void list_on_frame(struct call *c, Raftdir__Client__FromNode *m)
     if (m->body_case == RAFTDIR__CLIENT__FROM_NODE__BODY_ROWS) {
         l->touched_now = m->rows->touched;
         l->skips_now = m->rows->skips;
+        if (!l->position.incarnation && m->has_incarnation && m->has_index)
+            l->position = (struct raftdir_position){m->incarnation, m->index, RAFTDIR_DONE_ALL};
         /* From now on no older state will do: at session level that is what this handle has seen, this answer included. */
         if (c->level == RAFTDIR_LOCAL)
             c->level = RAFTDIR_SESSION;
@@ -359,6 +362,12 @@ int raftdir_list_next(raftdir_list *l, const struct raftdir_mailbox **m_r)
         engine_flush(d);
     }
     return 1;
+}
+
+int raftdir_list_position(const raftdir_list *l, struct raftdir_position *position_r)
+{
+    *position_r = l->position;
+    return l->position.incarnation ? 0 : RAFTDIR_EAGAIN;
 }
 
 void raftdir_list_counters(const raftdir_list *l, uint64_t *touched_r, uint64_t *skips_r)

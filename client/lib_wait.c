@@ -282,14 +282,18 @@ void engine_begin(struct call *c)
     wait_sync(d, false);
 }
 
-int call_wait(struct call *c)
+void engine_look(struct raftdir *d)
 {
-    struct raftdir *d = c->d;
-    /* Links that ended while nobody looked are found before anything is sent on them: a write isn't made uncertain needlessly. */
     uint64_t now = lib_now_ms();
     for (unsigned i = 0; i < d->endpoints_n; i++)
         if (d->endpoints[i]->link)
             engine_io(d, d->endpoints[i], now);
+}
+
+int call_wait(struct call *c)
+{
+    struct raftdir *d = c->d;
+    engine_look(d); /* links that ended while nobody looked are found before anything is sent on them: a write isn't made uncertain needlessly */
     while (!c->done)
         engine_turn(d, NEVER);
     return c->result.code;

@@ -250,6 +250,10 @@ RAFTDIR_API int raftdir_list_open(raftdir *d, const struct raftdir_filter *filte
 RAFTDIR_API int raftdir_visible_open(raftdir *d, const struct raftdir_visible *who, raftdir_list **l_r);
 /* 1 with a row, 0 at the end (again and again), negative: can't go on; what came so far is right but not all. The timeout is of each call. */
 RAFTDIR_API int raftdir_list_next(raftdir_list *l, const struct raftdir_mailbox **m_r);
+/* Where a watch has to begin so that it misses nothing of what changed since this list was read: the state of its first chunk (later chunks may come from newer ones).
+ * RAFTDIR_EAGAIN: nothing has come yet; at the end of a list it is always known. See "Watch". */
+struct raftdir_position;
+RAFTDIR_API int raftdir_list_position(const raftdir_list *l, struct raftdir_position *position_r);
 /* Rows that the node read, and seeks over what didn't match, for the rows told so far. */
 RAFTDIR_API void raftdir_list_counters(const raftdir_list *l, uint64_t *touched_r, uint64_t *skips_r);
 RAFTDIR_API void raftdir_list_close(raftdir_list **l); /* before its handle; NULL is fine */
@@ -381,9 +385,21 @@ RAFTDIR_API int raftdir_lookup_user_start(raftdir *d, const char *user, raftdir_
 RAFTDIR_API int raftdir_my_rights_start(raftdir *d, const char *name, const char *user, const char *const *groups, size_t groups_n, raftdir_mailbox_fn *done, void *data);
 
 /* --- Watch ------------------------------------------------------------------------------------------------------------------------
- * What changes, in the order of the log, from any node, without gaps and without duplicates, across broken connections and dead nodes. */
+ * What changes, in the order of the log, from any node, without gaps and without duplicates, across broken connections and dead nodes.
+ *
+ * To hold a copy of what a filter asks for, and keep it equal:
+ *     list it (raftdir_list_open with the same prefix, server, partition, reserved) to its end; take raftdir_list_position(); close the list;
+ *     raftdir_watch_open() from that position, and for each event but PROGRESS: drop old_name unless it is ""; then put *m under name, or drop name when m is NULL.
+ * Events between the position and the end of the list are told again: nothing is missed, and doing them again changes nothing. On RAFTDIR_ECOMPACTED or
+ * RAFTDIR_EFOREIGN: close the watch, begin again with the list.
+ *
+ * What is told: a mailbox is in the filter before and after an event, or not. After: CHANGED, RENAMED (with old_name, whether or not that was in the filter) or
+ * RESERVED. Only before (deleted, renamed out of the prefix, moved to another server, a reservation now): DELETED, of the name that it had. Neither: nothing.
+ * The location counts, not where a move in progress goes; begin and end of such a move are CHANGED. A subtree's rename is one event for each mailbox. */
 
-/* Where a watcher is: everything up to event number `done` of `index` has been told. Keep it to go on later, on whatever node. */
+#define RAFTDIR_DONE_ALL UINT32_MAX
+/* Where a watcher is: everything up to event number `done` of `index` has been told (RAFTDIR_DONE_ALL: all events of it). Keep it to go on later, on whatever node.
+ * Positions ascend strictly, by index, then done. */
 struct raftdir_position {
     uint64_t incarnation; /* 0: begin with what happens from now on */
     uint64_t index;
@@ -394,13 +410,14 @@ enum raftdir_event_kind {
     RAFTDIR_EVENT_DELETED,     /* gone; or it left what the filter asks for */
     RAFTDIR_EVENT_RENAMED,     /* from old_name */
     RAFTDIR_EVENT_RESERVED,    /* a reservation was made (with `reserved` in the filter only) */
-    RAFTDIR_EVENT_PROGRESS     /* nothing else for this filter up to `position`: keep it */
+    RAFTDIR_EVENT_PROGRESS     /* nothing else for this filter up to `position`: keep it. The first event, when nothing has happened since `from` */
 };
 struct raftdir_event {
     int kind;                  /* enum raftdir_event_kind */
     const char *name;
     const char *old_name;      /* "" unless renamed */
-    const struct raftdir_mailbox *m; /* the mailbox as the node has it when it tells the event: maybe newer than the event, never older. NULL: it is gone by now (a later event says so), or was deleted */
+    const struct raftdir_mailbox *m; /* the mailbox as the node has it when it tells the event: maybe newer than the event, never older. NULL: it isn't in the filter any more
+                                by now (a later event says so), or DELETED */
     struct raftdir_position position;
 };
 struct raftdir_watch_filter {  /* all of them must hold */
@@ -419,10 +436,12 @@ static inline void raftdir_watch_filter_init(struct raftdir_watch_filter *f)
 typedef struct raftdir_watch raftdir_watch;
 /* filter NULL: everything. from NULL: from now on. */
 RAFTDIR_API int raftdir_watch_open(raftdir *d, const struct raftdir_watch_filter *filter, const struct raftdir_position *from, raftdir_watch **w_r);
-/* Waits at most timeout_ms (0: not at all) for the next event, which lives until the next call on this watch. RAFTDIR_EAGAIN: none came; call it again.
- * RAFTDIR_ECOMPACTED: the position is older than what nodes keep: list everything, then watch from the `position` that raftdir_watch_position gives now.
- * RAFTDIR_EFOREIGN: the cluster was restored; the same. Other errors: no node could be asked for now; call it again. */
+/* Waits at most timeout_ms (0: not at all) for the next event (then 0), which lives until the next call on this watch. RAFTDIR_EAGAIN: none came; call it again.
+ * RAFTDIR_ECOMPACTED: the position is older than what nodes keep. RAFTDIR_EFOREIGN: the cluster was restored. Both stay: close the watch, list everything, watch anew. (A
+ * list at session level that begins now may also be followed by a watch from what raftdir_watch_position says now.) Other errors: no node could be asked for now;
+ * call it again, it goes on where it was. Several watches on a handle, beside other calls, are fine; each holds at most 512 events that weren't taken yet. */
 RAFTDIR_API int raftdir_watch_next(raftdir_watch *w, unsigned timeout_ms, const struct raftdir_event **event_r);
+/* Behind the event given last, and behind what is known not to be for this filter. incarnation 0: nothing came yet, and `from` was NULL. */
 RAFTDIR_API void raftdir_watch_position(const raftdir_watch *w, struct raftdir_position *position_r);
 RAFTDIR_API void raftdir_watch_close(raftdir_watch **w); /* before its handle; NULL is fine */
 

@@ -77,7 +77,7 @@ int apply_write(struct apply_ctx *ctx, const struct apply_box *box, struct recor
     len = record_encode(box->key, box->key_len, now, ctx->new_buf);
     int rc = apply_change(ctx, box, now, ctx->new_buf, len);
     if (!rc)
-        rc = store_feed_add(ctx->txn, event, box->key, box->key_len, NULL, 0, ctx->err);
+        rc = store_feed_add(ctx->txn, event, box->key, box->key_len, now, NULL, 0, box->present ? &box->r : NULL, ctx->err);
     if (rc)
         return rc;
     ctx->txn->state.meta.change_seq++;
@@ -393,7 +393,7 @@ static int deactivate(struct apply_ctx *ctx, const Raftdir__Log__Deactivate *op,
         if (box.r.reserved_until_ms) {
             rc = apply_remove(ctx, &box);
             if (!rc)
-                rc = store_feed_add(ctx->txn, STORE_EVENT_DELETED, box.key, box.key_len, NULL, 0, ctx->err);
+                rc = store_feed_add(ctx->txn, STORE_EVENT_DELETED, box.key, box.key_len, NULL, NULL, 0, &box.r, ctx->err);
             out->has_changed = true;
             out->changed = 1;
             return rc;

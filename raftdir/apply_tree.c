@@ -138,7 +138,7 @@ int apply_delete(struct apply_ctx *ctx, const Raftdir__Log__Delete *op, Raftdir_
     while (next_box(ctx, &pos, &box, &rc)) {
         rc = apply_remove(ctx, &box);
         if (!rc)
-            rc = store_feed_add(ctx->txn, STORE_EVENT_DELETED, box.key, box.key_len, NULL, 0, ctx->err);
+            rc = store_feed_add(ctx->txn, STORE_EVENT_DELETED, box.key, box.key_len, NULL, NULL, 0, &box.r, ctx->err);
     }
     out->has_changed = true;
     out->changed = (uint32_t)ctx->keys.n;
@@ -231,7 +231,7 @@ int apply_rename(struct apply_ctx *ctx, const Raftdir__Log__Rename *op, Raftdir_
             size_t data_len = record_encode(target.key, target.key_len, &now, ctx->new_buf);
             rc = apply_change(ctx, &target, &now, ctx->new_buf, data_len); /* over a reservation that ran out, perhaps */
             if (!rc)
-                rc = store_feed_add(ctx->txn, STORE_EVENT_RENAMED, target.key, target.key_len, box.key, box.key_len, ctx->err);
+                rc = store_feed_add(ctx->txn, STORE_EVENT_RENAMED, target.key, target.key_len, &now, box.key, box.key_len, &box.r, ctx->err);
             one.changed = 1;
         }
         if (out->changed == 0 && pos == 2 + box.key_len) { /* the first one */

@@ -55,6 +55,7 @@ static const struct key keys[] = {
     {"state_growth", KIND_SIZE, STR(state_growth_len), NULL, 1 << 20, STORE_MAP_LEN, false, false},
     {"image_rate", KIND_SIZE, STR(image_rate_len), "0", 64 << 10, 1ull << 40, false, true}, /* less, and a chunk would outlast IMAGE_IO_TIMEOUT_MS */
     {"scrub_interval", KIND_TIME, STR(scrub_interval_s), NULL, 1, 365 * 86400, false, true},
+    {"events_kept", KIND_NUMBER, STR(events_kept), NULL, 1, 1000000000, false, false},
     {"log_keep", KIND_SIZE, STR(log_keep_len), NULL, 1 << 20, 16ull << 30, false, false},
 };
 #define KEYS_N (sizeof keys / sizeof *keys)
@@ -373,6 +374,7 @@ static int presets(struct config *c, cfg_t *cfg)
     c->space_reserve_len = SPACE_RESERVE_LEN;
     c->state_growth_len = STATE_GROWTH_LEN;
     c->scrub_interval_s = SCRUB_INTERVAL_S;
+    c->events_kept = FEED_EVENTS_KEPT;
     c->log_keep_len = LOG_KEEP_LEN;
     return 0;
 }

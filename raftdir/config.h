@@ -29,6 +29,7 @@ struct config {
     uint64_t state_growth_len;   /* bytes that readers may hold back in the state; then it is copied, and they are left behind */
     uint64_t image_rate_len;     /* bytes a second that this node sends of images; 0: no limit */
     unsigned scrub_interval_s;   /* 0: never by itself */
+    unsigned events_kept;        /* for watchers; FEED_EVENTS_KEPT */
     uint64_t log_keep_len;       /* LOG_KEEP_LEN */
     struct access_rule *allow;
     size_t allow_n;

@@ -60,6 +60,7 @@ struct daemon {
     struct service **services;
     unsigned services_n;
     _Atomic unsigned clients;  /* connections, of all service threads */
+    _Atomic unsigned watchers; /* open watches, of all service threads */
     _Atomic size_t open_len;   /* memory of their open requests, as far as they chose it */
     _Atomic bool verify_runs;  /* one at a time */
 

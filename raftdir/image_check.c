@@ -2,7 +2,7 @@
  *
  * First what is cheap: the state record, the configuration, the number of rows and the checkpoints against the header. Then store_verify: every checksum, every
  * index row computed anew, the digest. What this can't know: whether the image is what the cluster agreed on; the digests that members compare
- * (checkpoints) tell that afterwards. Nor can it find damage in what nothing derives: events of the feed, and older checkpoints, whose damage shows as a
+ * (checkpoints) tell that afterwards. Nor can it find damage in older checkpoints, which shows as a
  * difference when they are compared. */
 #include "image.h"
 #include <inttypes.h>

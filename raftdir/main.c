@@ -176,7 +176,7 @@ static void reload(struct daemon *d)
         fresh->election_timeout_ms != c->election_timeout_ms || fresh->heartbeat_ms != c->heartbeat_ms || fresh->space_reserve_len != c->space_reserve_len ||
         fresh->state_quota_len != c->state_quota_len || fresh->state_growth_len != c->state_growth_len || strcmp(fresh->local_group, c->local_group) ||
         strcmp(fresh->site, c->site) || fresh->image_rate_len != c->image_rate_len || fresh->scrub_interval_s != c->scrub_interval_s ||
-        fresh->log_keep_len != c->log_keep_len)
+        fresh->log_keep_len != c->log_keep_len || fresh->events_kept != c->events_kept)
         logger_line(LOGGER_WARN, "main", "reload: certificates, allow sections and log_level are taken; other changes need a restart");
     pthread_mutex_lock(&d->config_mutex);
     struct access_rule *allow = c->allow;

@@ -92,6 +92,7 @@ static void request_part(struct request *r)
 
 void srv_request_free(struct request *r)
 {
+    srv_watch_free(r);
     request_unlist(r);
     request_part(r);
     atomic_fetch_sub(&r->service->d->open_len, r->len);
@@ -309,6 +310,22 @@ static int access_refresh(struct client *c, struct err *err)
         conn_close((c)->conn, RAFTDIR_EPROTO, what);                                                                                       \
     } while (0)
 
+bool srv_role_allows(struct request *r)
+{
+    struct client *c = r->client;
+    struct err err = {0};
+    int rc = access_refresh(c, &err);
+    if (rc != 0) {
+        srv_fail_err(r, rc, &err);
+        return false;
+    }
+    if (c->access.role >= role_wanted(r->msg))
+        return true;
+    srv_fail(r, RAFTDIR_EPERM, "%s has the role %s at this node; this needs %s (allow sections, raftdird.conf(5))", c->access.identity, access_role_name(c->access.role),
+             access_role_name(role_wanted(r->msg)));
+    return false;
+}
+
 static void dispatch(struct request *r)
 {
     struct client *c = r->client;
@@ -335,12 +352,7 @@ static void dispatch(struct request *r)
         srv_fail(r, RAFTDIR_EPROTO, "the first request of a connection is hello");
         return;
     }
-    if (c->access.role < role_wanted(m)) {
-        srv_fail(r, RAFTDIR_EPERM, "%s has the role %s at this node; this needs %s (allow sections, raftdird.conf(5))", c->access.identity, access_role_name(c->access.role),
-                 access_role_name(role_wanted(m)));
-        return;
-    }
-    if (!srv_phase_allows(r))
+    if (!srv_role_allows(r) || !srv_phase_allows(r))
         return;
     switch (m->body_case) {
     case RAFTDIR__CLIENT__TO_NODE__BODY_HELLO:
@@ -356,6 +368,7 @@ static void dispatch(struct request *r)
     case RAFTDIR__CLIENT__TO_NODE__BODY_MY_RIGHTS:
     case RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER:
     case RAFTDIR__CLIENT__TO_NODE__BODY_VERIFY:
+    case RAFTDIR__CLIENT__TO_NODE__BODY_WATCH:
         srv_read_begin(r);
         break;
     case RAFTDIR__CLIENT__TO_NODE__BODY_WRITE:

@@ -3,6 +3,7 @@
  * srv_client.c         connections: Hello, limits, requests by id, answers
  * srv_client_read.c    levels: waiting for a state that a request may be answered from; lookup, my_rights, barrier
  * srv_client_list.c    list and visible: streams of rows
+ * srv_client_watch.c   watch: streams of events
  * srv_client_row.c     a mailbox as the protocol's row
  * srv_client_write.c   writes: role, check, packing, outcome
  * srv_client_admin.c   member, bootstrap, adopt, reset, verify
@@ -39,6 +40,7 @@ enum request_state {
 };
 
 struct verify;
+struct watch;
 struct request {
     UT_hash_handle hh; /* in client->requests */
     uint64_t id;
@@ -57,6 +59,7 @@ struct request {
     bool visible;
     uint64_t rows_left;
     uint32_t credit;
+    struct watch *watch;
     struct verify *verify;
     struct datadir_identity *adopt;
 };
@@ -74,6 +77,7 @@ struct client {
     struct request *requests; /* by id */
     size_t open_len;          /* of their memory */
     struct request *blocked;
+    unsigned watches;
 };
 
 struct service {
@@ -117,6 +121,7 @@ bool srv_client_stream_full(struct client *c);
 void srv_client_backed_up_set(struct client *c);
 void srv_request_block(struct request *r);
 bool srv_phase_allows(struct request *r); /* may this node answer it now? Answers itself when not */
+bool srv_role_allows(struct request *r);  /* by the rules as they are now. Answers itself when not */
 void srv_consensus_call(struct request *r, enum consensus_kind kind);
 void srv_consensus_done(struct request *r);
 
@@ -125,6 +130,7 @@ void srv_read_begin(struct request *r);
 void srv_read_called(struct request *r);
 void srv_read_linearize(struct request *r);
 void srv_read_ready(struct request *r); /* answer now, from the published state */
+void srv_wait_for(struct request *r, uint64_t index); /* srv_read_ready once it is published, ETIMEDOUT at r->deadline_ms */
 void srv_wait_published(struct service *s);
 void srv_wait_expired(struct service *s, uint64_t now);
 void srv_wait_for_set(struct service *s);
@@ -142,6 +148,12 @@ void srv_list_begin(struct request *r);
 void srv_list_credit(struct request *r, uint32_t rows);
 void srv_list_resume(struct request *r);
 void srv_list_turn(struct service *s);
+
+/* srv_client_watch.c */
+void srv_watch_ready(struct request *r); /* as srv_read_ready */
+bool srv_watch_expired(struct request *r); /* is it one that has only waited for the next event? Then that is no failure */
+void srv_watch_chunk(struct request *r);
+void srv_watch_free(struct request *r);
 
 /* srv_client_row.c: memory that a chunk of rows needs, freed at once. */
 struct srv_rows {

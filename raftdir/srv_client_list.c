@@ -22,7 +22,7 @@ void srv_list_resume(struct request *r)
 
 void srv_list_credit(struct request *r, uint32_t rows)
 {
-    if (!r->scan)
+    if (!r->scan && !r->watch)
         return;
     uint64_t credit = (uint64_t)r->credit + rows;
     r->credit = credit < LIST_CREDIT_MAX ? (uint32_t)credit : LIST_CREDIT_MAX;
@@ -142,6 +142,8 @@ void srv_list_turn(struct service *s)
     r->state = REQUEST_NEW;
     if (srv_client_stream_full(r->client))
         srv_request_block(r);
+    else if (r->watch)
+        srv_watch_chunk(r);
     else
         chunk(r);
 }

@@ -20,7 +20,7 @@ void srv_wait_for_set(struct service *s)
     atomic_store(&s->waiting_for, lowest);
 }
 
-static void wait_for(struct request *r, uint64_t index)
+void srv_wait_for(struct request *r, uint64_t index)
 {
     struct service *s = r->service;
     r->wait_index = index;
@@ -73,7 +73,7 @@ void srv_wait_expired(struct service *s, uint64_t now)
     waiting_take(s, &taken, published, now);
     DL_FOREACH_SAFE(taken, r, next) {
         DL_DELETE(taken, r);
-        if (r->wait_index <= published)
+        if (r->wait_index <= published || srv_watch_expired(r))
             srv_read_ready(r);
         else
             srv_fail(r, RAFTDIR_ETIMEDOUT, "this node's state is at index %llu, the request wants %llu: it is behind; ask another node, or again with more time",
@@ -101,10 +101,10 @@ void srv_read_begin(struct request *r)
         srv_read_linearize(r);
         break;
     case RAFTDIR__CLIENT__READ_LEVEL__SESSION:
-        wait_for(r, m->has_min_index ? m->min_index : 0);
+        srv_wait_for(r, m->has_min_index ? m->min_index : 0);
         break;
     case RAFTDIR__CLIENT__READ_LEVEL__LOCAL:
-        wait_for(r, m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER && m->has_min_index ? m->min_index : 0);
+        srv_wait_for(r, m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_BARRIER && m->has_min_index ? m->min_index : 0);
         break;
     default:
         srv_fail(r, RAFTDIR_EUNSUPPORTED, "unknown read level %d; this node knows local, session and linearizable", (int)m->level);
@@ -119,7 +119,7 @@ void srv_read_called(struct request *r)
     case 0:
         if (r->msg->has_min_index && r->msg->min_index > index)
             index = r->msg->min_index;
-        wait_for(r, index);
+        srv_wait_for(r, index);
         break;
     case RAFTDIR_ECANCELED:
         srv_fail(r, RAFTDIR_EUNAVAIL, "this node ended its part in the cluster (it is stopping, failed or was removed): ask another");
@@ -279,6 +279,9 @@ void srv_read_ready(struct request *r)
     case RAFTDIR__CLIENT__TO_NODE__BODY_LIST:
     case RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE:
         srv_list_begin(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_WATCH:
+        srv_watch_ready(r);
         break;
     case RAFTDIR__CLIENT__TO_NODE__BODY_VERIFY:
         srv_verify_begin(r);

@@ -164,6 +164,8 @@ void srv_status(struct request *r)
     s.node_name = d->config->node_name;
     s.state = (char *)(uintptr_t)state_text(&view);
     s.software = (char *)(uintptr_t)"raftdird " RAFTDIR_VERSION;
+    s.has_watchers = true;
+    s.watchers = atomic_load(&d->watchers);
     s.has_uptime_ms = true;
     s.uptime_ms = shared_now_ms() - d->started_ms;
     if (view.phase == SHARED_FAILED || view.phase == SHARED_REMOVED)

@@ -20,6 +20,7 @@ struct store_options {
     uint64_t map_len; /* 0: STORE_MAP_LEN, or less where RLIMIT_AS forbids it */
     bool read_only;   /* a local reader: never creates, never writes data */
     bool no_sync;     /* simulation and tests only: nothing survives a power cut */
+    uint64_t events_kept; /* writers: events for watchers; 0: FEED_EVENTS_KEPT */
     int group;        /* writers: this group's processes may read (data.mdb 0640, lock.mdb 0660); -1 or 0: only the owner */
 };
 /* Opens or creates the environment in directory `dir` (which must exist). RAFTDIR_EVERSION for another STORE_VERSION. */
@@ -120,17 +121,22 @@ int store_ask_rights(struct store_txn *txn, const char *name, const struct acl_s
 int store_ask_list(const struct store_filter *filter, const char *after, struct store_scan **scan_r, struct err *err);
 int store_ask_visible(const struct acl_subject *who, const char *rights, const char *pattern, const char *after, struct store_scan **scan_r, struct err *err);
 
-/* Changes of mailboxes after a position, in order: what this node still keeps of them (outside the digest; at most FEED_EVENTS_KEPT). */
+/* Changes of mailboxes after a position, in order: what this node still keeps of them (outside the digest; store_options.events_kept). */
 enum store_event { STORE_EVENT_CHANGED = 1, STORE_EVENT_DELETED, STORE_EVENT_RENAMED, STORE_EVENT_RESERVED };
+#define STORE_FEED_ALL UINT32_MAX              /* as `done`: all events of the index */
 struct store_feed_event {
     uint64_t index;
     uint32_t ordinal;                          /* 0, 1, ... within the index */
     enum store_event event;
     char name[NAME_KEY_LEN_MAX + 1], old_name[NAME_KEY_LEN_MAX + 1]; /* old_name: "" unless renamed */
     uint64_t store_id, old_store_id;           /* after and before; 0: none. Where a mailbox was is known by these, whatever became of it since */
+    bool reserved, old_reserved;               /* it was only a reservation, after and before */
 };
-/* The first event behind (index, done), `done` counting the events of `index` that were seen. RAFTDIR_ENOTFOUND: none yet; RAFTDIR_ECOMPACTED: what followed isn't kept any more. */
+/* The first event behind (index, done), `done` counting the events of `index` that were seen. RAFTDIR_ENOTFOUND: none yet; RAFTDIR_ECOMPACTED: one behind the position isn't
+ * kept any more (said exactly then); RAFTDIR_ECORRUPT. Read transactions only. */
 int store_feed_next(struct store_txn *txn, uint64_t index, uint32_t done, struct store_feed_event *event_r, struct err *err);
+/* Where the active slot of a store is: views until the transaction ends, or the next such call on it. RAFTDIR_ECORRUPT: there is no such store. */
+int store_place(struct store_txn *txn, uint64_t store_id, struct store_str *server_r, struct store_str *partition_r, struct err *err);
 
 /* Re-reads everything: checksums, every index against brute force, the digest. Progress and problems are told through callbacks.
  * Runs in chunks of one read transaction (it must be one snapshot). Returns 0 even with problems; *problems_r counts them. */

@@ -104,7 +104,7 @@ int store_reserved_expire(struct store_txn *txn, uint64_t log_time_ms, struct er
         if (!rc)
             rc = store_mailbox_change(txn, key, key_len, &r, copy, v.mv_size, NULL, NULL, 0, err);
         if (!rc)
-            rc = store_feed_add(txn, STORE_EVENT_DELETED, key, key_len, NULL, 0, err);
+            rc = store_feed_add(txn, STORE_EVENT_DELETED, key, key_len, NULL, NULL, 0, &r, err);
     }
     return rc;
 }

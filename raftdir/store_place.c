@@ -90,6 +90,17 @@ int store_place_get(struct store_txn *txn, uint64_t store_id, const struct recor
     return 0;
 }
 
+int store_place(struct store_txn *txn, uint64_t store_id, struct store_str *server_r, struct store_str *partition_r, struct err *err)
+{
+    const struct record_store *place;
+    int rc = store_place_get(txn, store_id, &place, err);
+    if (rc)
+        return rc;
+    *server_r = place->slot[place->active].server;
+    *partition_r = place->slot[place->active].partition;
+    return 0;
+}
+
 static size_t slot_key(uint64_t server_id, struct store_str partition, uint8_t key[8 + PARTITION_LEN_MAX])
 {
     put_be64(key, server_id);

@@ -12,7 +12,7 @@
  *   servers    'i' || u64 server id -> server record; 'n' || name, or 'h' || SHA-256 of a name over STORE_SERVER_KEY_MAX -> u64 id, big-endian
  *   op         u64 expiry || op id -> result: exactly-once (DESIGN D6)
  *   reserved   u64 log time || NAME -> empty: reservations by their end
- *   feed       u64 raft index || u32 ordinal -> event (store_feed.c); kept to FEED_EVENTS_KEPT; outside the digest
+ *   feed       u64 raft index || u32 ordinal -> event (store_feed.c); kept to store_options.events_kept; outside the digest
  *   digests    u64 raft index -> digest, 16 bytes; the last DIGESTS_KEPT
  * LMDB's longest key is 511 bytes: 8 bytes of an id and the longest name key are just that. A server's name may be longer: hence its hash.
  *
@@ -192,10 +192,12 @@ int store_mailbox_view(struct store_txn *txn, const struct record *r, struct sto
 
 /* store_feed.c */
 void store_feed_start(struct store_txn *txn, uint64_t index);
-int store_feed_add(struct store_txn *txn, enum store_event event, const uint8_t *key, size_t key_len, const uint8_t *old_key, size_t old_key_len,
-                   struct err *err);
+/* now, old: the mailbox after and before; NULL: none. old_key_len 0: not renamed. */
+int store_feed_add(struct store_txn *txn, enum store_event event, const uint8_t *key, size_t key_len, const struct record *now, const uint8_t *old_key,
+                   size_t old_key_len, const struct record *old, struct err *err);
 int store_feed_truncate(struct store_txn *txn, uint32_t ordinal, struct err *err); /* of the present index, from this one on */
 int store_feed_trim(struct store_txn *txn, struct err *err);
+bool store_feed_row_good(const MDB_val *k, const MDB_val *v); /* for store_verify */
 
 /* store_op.c: results by expiry and op id. */
 struct store_result {

@@ -298,7 +298,7 @@ static int check_op(struct scrub *s, const MDB_val *k, const MDB_val *v)
 /* Each node's own, outside the digest. */
 static int check_feed(struct scrub *s, const MDB_val *k, const MDB_val *v)
 {
-    if (k->mv_size != 12 || v->mv_size < 4 || v->mv_size < 4u + get_le16((const uint8_t *)v->mv_data + 2))
+    if (!store_feed_row_good(k, v))
         problem(s, "table feed has a malformed row");
     return 0;
 }

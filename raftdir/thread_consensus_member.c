@@ -138,7 +138,7 @@ static int state_open(struct consensus *c, enum make make, struct err *err)
         return err_set(err, RAFTDIR_ECORRUPT, "%s, this node's state, is missing", path);
     path[strlen(path) - strlen("/data.mdb")] = '\0';
     fault_opening(true);
-    rc = store_open(path, &(struct store_options){.group = datadir_group(c->d->datadir)}, &c->store, err);
+    rc = store_open(path, &(struct store_options){.events_kept = c->d->config->events_kept, .group = datadir_group(c->d->datadir)}, &c->store, err);
     if (rc == 0)
         store_map_watch(c->store); /* it is read before it serves */
     fault_opening(false);
