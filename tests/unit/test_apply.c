@@ -224,8 +224,9 @@ static size_t events(struct support_store *s, struct event *list, size_t max)
         struct store_feed_event f;
         assert_int_equal(store_feed_next(txn, e->index, e->ordinal, &f, NULL), 0);
         assert_true(f.index == e->index && f.ordinal == e->ordinal);
-        snprintf(e->name, sizeof e->name, "%s", f.name);
-        snprintf(e->old, sizeof e->old, "%s", f.old_name);
+        assert_true(strlen(f.name) < sizeof e->name && strlen(f.old_name) < sizeof e->old);
+        memcpy(e->name, f.name, strlen(f.name));
+        memcpy(e->old, f.old_name, strlen(f.old_name));
     }
     mdb_cursor_close(cursor);
     store_read_end(&txn);
