@@ -9,6 +9,8 @@
  * - A write may go to nodes that know us under different identities (a Unix socket, then TLS): apply does one of them and refuses the others' id as
  *   "somebody else's", without telling the result. So such a refusal says that the write was decided elsewhere: if no attempt is left that could still
  *   bring the result, it is uncertain.
+ * - A node whose state is older than the caller allows (RAFTDIR_ESTALE) can't tell, as one without a quorum: others are asked, and all of them again until
+ *   the deadline, since during a failover states become fresh again in a moment.
  * What a code means for a write: proto/README.md. */
 #include <assert.h>
 #include <errno.h>
@@ -40,6 +42,8 @@ struct call *call_create(struct raftdir *d, unsigned flags, unsigned body_field)
     c->level = d->level;
     c->pinned = d->pinned;
     c->timeout_ms = d->timeout_ms;
+    c->max_age_ms = d->max_age_ms;
+    c->absent_max_age_ms = d->absent_max_age_ms;
     return c;
 }
 
@@ -199,9 +203,9 @@ static void attempt_failed(struct call *c, const struct err *err, bool maybe, bo
 {
     wake_calls(c->d);
     c->maybe |= maybe;
-    /* What a node answered is a better reason than that another couldn't be reached. */
-    bool answered = err->code != RAFTDIR_EUNAVAIL;
-    if (answered || !c->fail.code || c->fail.code == RAFTDIR_EUNAVAIL)
+    /* What a node answered is a better reason than that another couldn't be reached; that its state is too old, than what is the matter with the rest. */
+    bool answered = err->code != RAFTDIR_EUNAVAIL && c->fail.code != RAFTDIR_ESTALE;
+    if (answered || err->code == RAFTDIR_ESTALE || !c->fail.code || c->fail.code == RAFTDIR_EUNAVAIL)
         c->fail = *err;
     c->round_n++;
     c->round_hard += hard;
@@ -270,6 +274,13 @@ static bool attempt_queue(struct call *c, unsigned i, uint64_t now)
     Raftdir__Client__ToNode head = head_of(a->request_id);
     head.has_level = 1;
     head.level = wire_level(c->level);
+    /* A linearizable answer is of now, whatever is known of the state's age. */
+    bool lookup = c->body_field == RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP || c->body_field == RAFTDIR__CLIENT__TO_NODE__BODY_MY_RIGHTS;
+    bool list = c->body_field == RAFTDIR__CLIENT__TO_NODE__BODY_LIST || c->body_field == RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE;
+    head.has_max_age_ms = (lookup || list) && c->level != RAFTDIR_LINEARIZABLE && c->max_age_ms;
+    head.max_age_ms = c->max_age_ms;
+    head.has_absent_max_age_ms = lookup && c->level == RAFTDIR_SESSION;
+    head.absent_max_age_ms = c->absent_max_age_ms;
     bool beyond = c->min_index && c->min_incarnation == d->incarnation && c->min_index > d->index;
     uint64_t index = beyond ? c->min_index : d->index;
     if (c->level >= RAFTDIR_SESSION && index) {
@@ -429,6 +440,8 @@ static int on_hello(struct raftdir *d, struct endpoint *ep, const Raftdir__Clien
     if (!replace_text(&ep->node, h->node_name) || !replace_text(&ep->identity, h->identity) || !replace_text(&ep->role, h->role))
         return err_set(err, RAFTDIR_ENOMEM, "out of memory");
     ep->node_id = h->node_id;
+    if (h->has_cluster_id)
+        d->cluster_id = h->cluster_id;
     ep->link->state = LINK_READY;
     wake_calls(d);
     ep->failures = 0;
@@ -448,6 +461,7 @@ static void remember(struct raftdir *d, struct endpoint *ep, const Raftdir__Clie
     if (!decided)
         return;
     d->answer_ep = ep;
+    d->answer_local = false;
     if (!m->has_incarnation || !m->has_index)
         return;
     d->answer_incarnation = m->incarnation;
@@ -599,7 +613,7 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
             struct err err;
             err_set(&err, code, "%s: %s", ep->node && *ep->node ? ep->node : ep->text, text && *text ? text : err_text(code));
             attempt_failed(c, &err, maybe, code == RAFTDIR_ENOTREADY || code == RAFTDIR_EPERM || code == RAFTDIR_EAUTH);
-            if (code == RAFTDIR_ENOQUORUM || code == RAFTDIR_ENOTREADY || code == RAFTDIR_EFAILED)
+            if (code == RAFTDIR_ENOQUORUM || code == RAFTDIR_ENOTREADY || code == RAFTDIR_EFAILED || code == RAFTDIR_ESTALE)
                 ep->slow_until = now + SLOW_MS;
             if (maybe && (c->flags & CALL_ONCE))
                 call_give_up(c, now);

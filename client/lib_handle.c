@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "lib_internal.h"
+#include "lib_local.h"
 #include "raftdir/tls.h"
 
 #define ENDPOINT_DEFAULT "unix:/run/raftdir/raftdird.sock"
@@ -81,6 +82,8 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
     d->unreachable_ms = o->unreachable_ms;
     d->window = o->window ? o->window : WINDOW_DEFAULT;
     d->level = o->level ? o->level : RAFTDIR_SESSION;
+    d->max_age_ms = o->max_age_ms;
+    d->absent_max_age_ms = o->absent_max_age_ms ? o->absent_max_age_ms : ABSENT_MAX_AGE_DEFAULT_MS;
     d->only_these = o->only_these != 0;
     d->software = strdup(o->software ? o->software : "libraftdir " RAFTDIR_VERSION);
     if (!d->software) {
@@ -93,6 +96,14 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
     const char *list = or_env(o->endpoints, "RAFTDIR_ENDPOINTS");
     const char *site = or_env(o->site, "RAFTDIR_SITE");
     if (site && *site && !(d->site = strdup(site))) {
+        err_set(&err, RAFTDIR_ENOMEM, "out of memory");
+        goto failed;
+    }
+    const char *local_dir = or_env(o->local_dir, "RAFTDIR_LOCAL");
+    bool local_asked_for = local_dir != NULL;
+    if (!local_dir && !list)
+        local_dir = LOCAL_DIR_DEFAULT;
+    if (local_dir && *local_dir && local_create(local_dir, local_asked_for, &d->local) < 0) {
         err_set(&err, RAFTDIR_ENOMEM, "out of memory");
         goto failed;
     }
@@ -141,6 +152,7 @@ void raftdir_close(raftdir **dp)
         call_destroy(&c);
     }
     endpoints_close(d, !ours);
+    local_destroy(&d->local, ours);
     SSL_CTX_free(d->tls);
     if (d->kept)
         raftdir__client__from_node__free_unpacked(d->kept, NULL);
@@ -203,14 +215,23 @@ int raftdir_set_level(raftdir *d, int level)
     return 0;
 }
 
+int raftdir_set_max_age(raftdir *d, unsigned max_age_ms)
+{
+    int rc = lib_check(d);
+    if (!rc)
+        d->max_age_ms = max_age_ms;
+    return rc;
+}
+
 int raftdir_answer(raftdir *d, struct raftdir_answer *a)
 {
     struct endpoint *ep = d->answer_ep;
     a->incarnation = d->answer_incarnation;
     a->index = d->answer_index;
     a->age_ms = d->answer_age_ms;
-    a->node = ep && ep->node ? ep->node : "";
-    a->endpoint = ep ? ep->text : "";
+    a->local = d->answer_local;
+    a->node = d->answer_local ? d->local->node : ep && ep->node ? ep->node : "";
+    a->endpoint = d->answer_local ? d->local->endpoint : ep ? ep->text : "";
     a->identity = ep && ep->identity ? ep->identity : "";
     a->role = ep && ep->role ? ep->role : "";
     return lib_check(d);

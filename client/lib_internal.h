@@ -31,6 +31,7 @@
 #define STREAM_PATIENCE 4            /* a silent stream moves to another node after this many patiences */
 #define ANSWER_MARGIN_MS 200         /* nodes are told to give up so much before we do */
 #define LAST_ATTEMPT_MS 100          /* no write is begun again with less time than this */
+#define ABSENT_MAX_AGE_DEFAULT_MS 5000
 #define LIST_WINDOW 2048             /* rows of credit */
 #define WATCH_WINDOW 512             /* events of credit */
 #define READS_MAX 1024               /* reads begun by raftdir_*_start, in flight */
@@ -121,6 +122,7 @@ struct call {
     uint8_t *body;
     size_t body_len;
     int level;           /* enum raftdir_level */
+    unsigned max_age_ms, absent_max_age_ms; /* reads only; 0: any age */
     uint64_t min_index, min_incarnation; /* beyond what the handle has seen; 0: no more than that */
     int pinned;          /* endpoint, or -1 */
     uint64_t timeout_ms, started_at, deadline, next_at;
@@ -163,6 +165,8 @@ struct raftdir {
     char *software;
     unsigned timeout_ms, patience_ms, unreachable_ms, window;
     int level;
+    unsigned max_age_ms, absent_max_age_ms; /* 0 (the first only): any age */
+    struct local *local; /* lib_local.h; NULL: this host's state is never read directly */
     int pinned;
     uint64_t next_serial; /* of calls and of hellos */
     struct call *calls;
@@ -177,7 +181,9 @@ struct raftdir {
     uint64_t timer_at;       /* what the timer is set to; UINT64_MAX: not set */
     /* What has been seen. */
     uint64_t incarnation, index; /* the session */
+    uint64_t cluster_id;         /* of the node that last said hello; 0: none yet */
     uint64_t log_time_ms;
+    bool answer_local;
     uint64_t answer_incarnation, answer_index;
     int64_t answer_age_ms;
     struct endpoint *answer_ep;
@@ -271,8 +277,23 @@ void engine_turn(struct raftdir *d, uint64_t until); /* one round: schedule, wai
 void engine_look(struct raftdir *d);         /* reads what has come, without waiting: who hasn't looked for long doesn't know who is silent */
 void engine_flush(struct raftdir *d);        /* schedule and send, without waiting or calling back */
 void engine_begin(struct call *c);           /* starts a call and sends it, without waiting or calling back */
+void engine_begin_ended(struct call *c, int code, const char *text); /* the same, with its answer: the callback is called in the next turn */
 void wait_init(struct raftdir *d);
 void wait_close(struct raftdir *d, bool ours); /* before the links go */
+
+/* lib_local_read.c: a question for one mailbox, from this host's copy of the state. LOCAL_PASS: it is to be asked by socket; else the code, with its text in d->err. */
+#define LOCAL_PASS 1
+enum local_kind { LOCAL_LOOKUP_NAME = 1, LOCAL_LOOKUP_UNIQUEID, LOCAL_LOOKUP_USER, LOCAL_RIGHTS };
+struct local_question {
+    enum local_kind kind;
+    const char *key;  /* name, uniqueid or user */
+    const char *user; /* rights: whose */
+    const char *const *groups;
+    size_t groups_n;
+};
+int local_ask(struct raftdir *d, const struct local_question *q, const struct raftdir_mailbox **m_r);
+/* After the socket didn't help either: says in d->err what was in the way here. */
+void local_explain(struct raftdir *d, int level);
 
 /* lib_mailbox.c */
 void mailbox_from_row(struct raftdir_mailbox *m_r, const Raftdir__Client__Row *row); /* borrows the row's strings */

@@ -1,10 +1,11 @@
-/* lib_read.c - lookups, listings, rights, barrier.
+/* lib_read.c - lookups, listings, rights, barrier: from this host's copy of the state where that may answer (lib_local.h), else by socket.
  *
  * A listing holds the frames that came and weren't given out yet; credit goes back to the node as rows are taken. When its node is lost, the request is
  * sent to another one with `after` set to the last row that came, at session level and at least the index of the first answer. */
 #include <stdlib.h>
 #include <string.h>
 #include "lib_internal.h"
+#include "lib_local.h"
 
 static struct call *read_call(struct raftdir *d, unsigned field, const ProtobufCMessage *body)
 {
@@ -52,33 +53,40 @@ static int one_row(struct raftdir *d, struct call *c, const struct raftdir_mailb
     if (!c)
         return d->err.code;
     int rc = call_run(d, &c);
+    if (rc < 0) {
+        local_explain(d, d->level);
+        rc = d->err.code;
+    }
     if (rc == 0 && (rc = mailbox_from_answer(d->kept, d->answer_ep, &d->mailbox, &d->err)) == 0)
         *m_r = &d->mailbox;
     return rc;
 }
 
-static int lookup(struct raftdir *d, Raftdir__Client__Lookup__ByCase by, const char *key, const struct raftdir_mailbox **m_r)
+static int lookup(struct raftdir *d, enum local_kind kind, Raftdir__Client__Lookup__ByCase by, const char *key, const struct raftdir_mailbox **m_r)
 {
     *m_r = NULL;
     int rc = lib_enter(d);
     if (rc < 0)
+        return rc;
+    struct local_question q = {.kind = kind, .key = key};
+    if (key && *key && (rc = local_ask(d, &q, m_r)) != LOCAL_PASS)
         return rc;
     return one_row(d, read_lookup(d, by, key), m_r);
 }
 
 int raftdir_lookup(raftdir *d, const char *name, const struct raftdir_mailbox **m_r)
 {
-    return lookup(d, RAFTDIR__CLIENT__LOOKUP__BY_NAME, name, m_r);
+    return lookup(d, LOCAL_LOOKUP_NAME, RAFTDIR__CLIENT__LOOKUP__BY_NAME, name, m_r);
 }
 
 int raftdir_lookup_uniqueid(raftdir *d, const char *uniqueid, const struct raftdir_mailbox **m_r)
 {
-    return lookup(d, RAFTDIR__CLIENT__LOOKUP__BY_UNIQUEID, uniqueid, m_r);
+    return lookup(d, LOCAL_LOOKUP_UNIQUEID, RAFTDIR__CLIENT__LOOKUP__BY_UNIQUEID, uniqueid, m_r);
 }
 
 int raftdir_lookup_user(raftdir *d, const char *user, const struct raftdir_mailbox **m_r)
 {
-    return lookup(d, RAFTDIR__CLIENT__LOOKUP__BY_USER, user, m_r);
+    return lookup(d, LOCAL_LOOKUP_USER, RAFTDIR__CLIENT__LOOKUP__BY_USER, user, m_r);
 }
 
 int raftdir_my_rights(raftdir *d, const char *name, const char *user, const char *const *groups, size_t groups_n,
@@ -87,6 +95,9 @@ int raftdir_my_rights(raftdir *d, const char *name, const char *user, const char
     *m_r = NULL;
     int rc = lib_enter(d);
     if (rc < 0)
+        return rc;
+    struct local_question q = {.kind = LOCAL_RIGHTS, .key = name, .user = user, .groups = groups, .groups_n = groups_n};
+    if (name && *name && user && *user && (rc = local_ask(d, &q, m_r)) != LOCAL_PASS)
         return rc;
     return one_row(d, read_my_rights(d, name, user, groups, groups_n), m_r);
 }
@@ -118,6 +129,7 @@ struct frame {
 
 struct raftdir_list {
     struct raftdir *d;
+    struct local_list *local;    /* while rows come from this host's copy; then `call` is NULL */
     struct call *call;
     bool visible;
     struct frame *first, **last; /* frames that came */
@@ -128,6 +140,7 @@ struct raftdir_list {
     char *after;                 /* name of the last row that came; NULL: none yet */
     struct raftdir_position position; /* of the first answer; incarnation 0: none yet */
     uint64_t rows_n, limit;      /* came so far; 0: no limit */
+    int level;
     uint64_t touched, skips;     /* of the attempts before this one; of this one */
     uint64_t touched_now, skips_now;
     struct raftdir_mailbox mailbox;
@@ -221,6 +234,42 @@ static void list_on_frame(struct call *c, Raftdir__Client__FromNode *m)
         fail_stream(c, RAFTDIR_EPROTO, "a listing was answered with something else");
 }
 
+/* By socket: from the start, or behind the last row. */
+static int list_ask(struct raftdir_list *l)
+{
+    struct raftdir *d = l->d;
+    if (!(l->call = call_create(d, CALL_STREAM | CALL_SWITCH, l->visible ? RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE : RAFTDIR__CLIENT__TO_NODE__BODY_LIST)))
+        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+    l->call->level = l->level;
+    l->call->data = l;
+    l->call->prepare = list_prepare;
+    l->call->on_frame = list_on_frame;
+    call_start(l->call);
+    engine_flush(d);
+    l->call->waiting_since = 0; /* nobody waits before raftdir_list_next */
+    return 0;
+}
+
+/* A row from here: as local_list_next, but that LOCAL_PASS is gone: then l->call takes over. */
+static int list_next_local(struct raftdir_list *l, const struct raftdir_mailbox **m_r)
+{
+    struct raftdir *d = l->d;
+    int rc = local_list_next(l->local, lib_now_ms() + d->timeout_ms, m_r);
+    if (rc == 1)
+        l->rows_n++;
+    if (rc != LOCAL_LIST_PASS)
+        return rc;
+    const char *last = local_list_last(l->local);
+    if (last && !(l->after = strdup(last)))
+        return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
+    if (local_list_began(l->local) && l->level == RAFTDIR_LOCAL)
+        l->level = RAFTDIR_SESSION; /* as in list_on_frame */
+    local_list_counters(l->local, &l->touched, &l->skips);
+    local_list_close(&l->local);
+    rc = list_ask(l);
+    return rc < 0 ? rc : LOCAL_LIST_PASS;
+}
+
 /* The strings of the two requests, for copying and freeing. */
 static char **list_strings(struct raftdir_list *l, size_t i)
 {
@@ -231,6 +280,8 @@ static char **list_strings(struct raftdir_list *l, size_t i)
 
 static int list_start(struct raftdir *d, struct raftdir_list *l, raftdir_list **l_r)
 {
+    l->d = d;
+    l->last = &l->first;
     char **s, **groups = l->who.groups; /* the caller's, until they are copied */
     size_t groups_n = l->who.n_groups;
     l->who.groups = NULL;
@@ -246,16 +297,16 @@ static int list_start(struct raftdir *d, struct raftdir_list *l, raftdir_list **
     for (; l->who.n_groups < groups_n; l->who.n_groups++)
         if (!(l->who.groups[l->who.n_groups] = strdup(groups[l->who.n_groups])))
             goto no_memory;
-    if (!(l->call = call_create(d, CALL_STREAM | CALL_SWITCH, l->visible ? RAFTDIR__CLIENT__TO_NODE__BODY_VISIBLE : RAFTDIR__CLIENT__TO_NODE__BODY_LIST)))
-        goto no_memory;
-    l->d = d;
-    l->last = &l->first;
-    l->call->data = l;
-    l->call->prepare = list_prepare;
-    l->call->on_frame = list_on_frame;
-    call_start(l->call);
-    engine_flush(d);
-    l->call->waiting_since = 0; /* nobody waits before raftdir_list_next */
+    l->level = d->level;
+    int rc = local_list_open(d, &l->list, l->visible ? &l->who : NULL, l->limit, &l->local);
+    if (rc == 0) {
+        *l_r = l;
+        return 0;
+    }
+    if (rc != LOCAL_PASS || (rc = list_ask(l)) < 0) {
+        raftdir_list_close(&l);
+        return rc;
+    }
     *l_r = l;
     return 0;
 no_memory:
@@ -324,6 +375,10 @@ int raftdir_list_next(raftdir_list *l, const struct raftdir_mailbox **m_r)
     int rc = lib_enter(d);
     if (rc < 0)
         return rc;
+    if (l->local && (rc = list_next_local(l, m_r)) != LOCAL_LIST_PASS)
+        return rc;
+    if (!l->call && (rc = list_ask(l)) < 0) /* there was no memory for it before */
+        return rc;
     frame_free(l->given);
     l->given = NULL;
     if (!l->first) {
@@ -341,9 +396,11 @@ int raftdir_list_next(raftdir_list *l, const struct raftdir_mailbox **m_r)
         l->call->waiting_since = 0;
     }
     if (!l->first) {
-        if (l->call->result.code < 0)
+        if (l->call->result.code < 0) {
             d->err = l->call->result;
-        return l->call->result.code;
+            local_explain(d, l->level);
+        }
+        return d->err.code;
     }
     struct frame *f = l->first;
     mailbox_from_row(&l->mailbox, f->answer->rows->rows[l->row++]);
@@ -372,8 +429,11 @@ int raftdir_list_position(const raftdir_list *l, struct raftdir_position *positi
 
 void raftdir_list_counters(const raftdir_list *l, uint64_t *touched_r, uint64_t *skips_r)
 {
-    *touched_r = l->touched + l->touched_now;
-    *skips_r = l->skips + l->skips_now;
+    uint64_t touched = 0, skips = 0;
+    if (l->local)
+        local_list_counters(l->local, &touched, &skips);
+    *touched_r = l->touched + l->touched_now + touched;
+    *skips_r = l->skips + l->skips_now + skips;
 }
 
 void raftdir_list_close(raftdir_list **lp)
@@ -389,6 +449,7 @@ void raftdir_list_close(raftdir_list **lp)
     call_destroy(&l->call);
     if (tell)
         engine_flush(l->d); /* the node shouldn't read on for nobody */
+    local_list_close(&l->local);
     while (l->first) {
         struct frame *f = l->first;
         l->first = f->next;

@@ -282,6 +282,17 @@ void engine_begin(struct call *c)
     wait_sync(d, false);
 }
 
+void engine_begin_ended(struct call *c, int code, const char *text)
+{
+    struct raftdir *d = c->d;
+    uint64_t due = d->schedule_at;
+    call_start(c);
+    d->schedule_at = due;
+    call_end(c, code, text);
+    if (!d->in_callback)
+        wait_sync(d, false);
+}
+
 void engine_look(struct raftdir *d)
 {
     uint64_t now = lib_now_ms();
