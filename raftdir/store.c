@@ -42,7 +42,8 @@ static const struct {
     [TABLE_OP] = {"op", 0},           [TABLE_RESERVED] = {"reserved", 0}, [TABLE_FEED] = {"feed", 0},
     [TABLE_DIGESTS] = {"digests", 0},
 };
-static _Atomic uint64_t snapshots; /* numbers of snapshots given so far in this process */
+static _Atomic uint64_t snapshots; /* ranges of numbers of snapshots given so far in this process: a transaction has one to itself until it is used up */
+#define SNAPSHOT_RANGE_BITS 20
 
 const char *store_table_name(enum store_table table)
 {
@@ -285,6 +286,12 @@ uint64_t store_used_len(struct store *store)
     return (uint64_t)(info.me_last_pgno + 1) * st.ms_psize;
 }
 
+static void snapshot_next(struct store_txn *txn)
+{
+    if ((++txn->snapshot & ((1u << SNAPSHOT_RANGE_BITS) - 1)) <= 1)
+        txn->snapshot = ((atomic_fetch_add(&snapshots, 1) + 1) << SNAPSHOT_RANGE_BITS) + 1;
+}
+
 static struct store_txn *txn_create(struct store *store, bool write)
 {
     struct store_txn *txn = calloc(1, sizeof *txn);
@@ -293,7 +300,7 @@ static struct store_txn *txn_create(struct store *store, bool write)
     txn->store = store;
     txn->write = write;
     txn->live = true;
-    txn->snapshot = atomic_fetch_add(&snapshots, 1) + 1;
+    snapshot_next(txn);
     return txn;
 }
 
@@ -319,6 +326,7 @@ static int txn_begin(struct store *store, bool write, struct store_txn **txn_r, 
         free(txn);
         return store_fail(err, rc, "begin transaction");
     }
+    txn->txn_id = mdb_txn_id(txn->mdb);
     *txn_r = txn;
     return 0;
 }
@@ -348,7 +356,8 @@ int store_read_renew(struct store_txn *txn, struct err *err)
     txn->live = true;
     txn->state_read = false;
     txn->place_id = 0;
-    txn->snapshot = atomic_fetch_add(&snapshots, 1) + 1;
+    txn->txn_id = mdb_txn_id(txn->mdb);
+    snapshot_next(txn);
     return 0;
 }
 
@@ -358,6 +367,7 @@ void store_read_end(struct store_txn **txn)
         return;
     store_read_reset(*txn);
     mdb_txn_abort((*txn)->mdb);
+    free((*txn)->active);
     free(*txn);
     *txn = NULL;
 }

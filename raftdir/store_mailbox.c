@@ -4,6 +4,9 @@
 #include "name.h"
 #include "store_state.h"
 
+#define CACHE_LINE_LEN 64
+#define PREFETCH_LEN_MAX 512
+
 bool store_mailbox_expired(const struct record *r, uint64_t log_time_ms)
 {
     return r->state == STORE_RESERVED && r->reserved_until_ms != 0 && r->reserved_until_ms <= log_time_ms;
@@ -14,6 +17,9 @@ int store_mailbox_get(struct store_txn *txn, const uint8_t *key, size_t key_len,
     int rc = store_get(txn, TABLE_MAILBOX, key, key_len, value_r, err);
     if (rc)
         return rc;
+    /* The checksum needs all of it, and most of the time goes into waiting for memory. */
+    for (size_t at = CACHE_LINE_LEN; at < value_r->mv_size && at < PREFETCH_LEN_MAX; at += CACHE_LINE_LEN)
+        __builtin_prefetch((const char *)value_r->mv_data + at);
     rc = record_decode(key, key_len, value_r->mv_data, value_r->mv_size, r, err);
     if (rc && err) {
         char name[NAME_KEY_LEN_MAX + 1];
@@ -25,7 +31,7 @@ int store_mailbox_get(struct store_txn *txn, const uint8_t *key, size_t key_len,
 
 int store_mailbox_view(struct store_txn *txn, const struct record *r, struct store_mailbox *m, struct err *err)
 {
-    const struct record_store *place;
+    const struct store_active *active;
     m->id = r->id;
     m->store_id = r->store_id;
     m->generation = r->generation;
@@ -44,18 +50,18 @@ int store_mailbox_view(struct store_txn *txn, const struct record *r, struct sto
     m->reserved_until_ms = r->reserved_until_ms;
     int rc;
     if (r->moving_store_id) {
-        rc = store_place_get(txn, r->moving_store_id, &place, err);
+        rc = store_place_active(txn, r->moving_store_id, &active, err);
         if (rc)
             return rc;
-        m->moving_server = place->slot[place->active].server;
-        m->moving_partition = place->slot[place->active].partition;
+        m->moving_server = (struct store_str){active->server, active->server_len};
+        m->moving_partition = (struct store_str){active->partition, active->partition_len};
     }
-    rc = store_place_get(txn, r->store_id, &place, err);
+    rc = store_place_active(txn, r->store_id, &active, err);
     if (rc)
         return rc;
-    m->store_epoch = place->epoch;
-    m->server = place->slot[place->active].server;
-    m->partition = place->slot[place->active].partition;
+    m->store_epoch = active->epoch;
+    m->server = (struct store_str){active->server, active->server_len};
+    m->partition = (struct store_str){active->partition, active->partition_len};
     return 0;
 }
 

@@ -4,6 +4,7 @@
  * store gets an implicit one of a single slot, epoch 1. Ids are given in the order of the log, so they are equal on all replicas.
  * Stores and servers stay when their last mailbox goes: they are few. */
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 #include "store_state.h"
 
@@ -79,6 +80,7 @@ int store_place_get(struct store_txn *txn, uint64_t store_id, const struct recor
     put_be64(key, store_id);
     MDB_val v;
     txn->place_id = 0;
+    txn->places_read++;
     int rc = store_get(txn, TABLE_STORES, key, sizeof key, &v, err);
     if (rc == RAFTDIR_ENOTFOUND)
         return err_set(err, RAFTDIR_ECORRUPT, "store %llu is missing", (unsigned long long)store_id);
@@ -90,14 +92,42 @@ int store_place_get(struct store_txn *txn, uint64_t store_id, const struct recor
     return 0;
 }
 
-int store_place(struct store_txn *txn, uint64_t store_id, struct store_str *server_r, struct store_str *partition_r, struct err *err)
+/* What a reader found is good as long as LMDB's transaction id stays: a commit, of whatever, gives another, and another generation is another environment. The texts it points to
+ * are in pages of that snapshot, which nobody reuses while it is the newest, nor while this transaction reads it. (A power cut can bring the ids of lost commits back, but no reader
+ * lives through it; after a crash of the writer alone no commit is lost that anybody has seen.) The page number of the table's root wouldn't do: pages are used again. */
+int store_place_active(struct store_txn *txn, uint64_t store_id, const struct store_active **active_r, struct err *err)
 {
+    struct store_active *a = &txn->active_one;
+    if (!txn->write) {
+        if (!txn->active)
+            txn->active = calloc(STORE_ACTIVES, sizeof *txn->active); /* without memory it goes without */
+        if (txn->active)
+            a = &txn->active[store_id % STORE_ACTIVES];
+        if (a->id == store_id && a->txn_id == txn->txn_id && store_id) {
+            *active_r = a;
+            return 0;
+        }
+    }
     const struct record_store *place;
+    a->id = 0;
     int rc = store_place_get(txn, store_id, &place, err);
     if (rc)
         return rc;
-    *server_r = place->slot[place->active].server;
-    *partition_r = place->slot[place->active].partition;
+    const struct record_slot *slot = &place->slot[place->active];
+    *a = (struct store_active){.id = store_id, .txn_id = txn->txn_id, .epoch = place->epoch, .server = slot->server.s, .partition = slot->partition.s,
+                               .server_len = (uint16_t)slot->server.len, .partition_len = (uint16_t)slot->partition.len};
+    *active_r = a;
+    return 0;
+}
+
+int store_place(struct store_txn *txn, uint64_t store_id, struct store_str *server_r, struct store_str *partition_r, struct err *err)
+{
+    const struct store_active *active;
+    int rc = store_place_active(txn, store_id, &active, err);
+    if (rc)
+        return rc;
+    *server_r = (struct store_str){active->server, active->server_len};
+    *partition_r = (struct store_str){active->partition, active->partition_len};
     return 0;
 }
 

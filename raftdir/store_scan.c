@@ -518,9 +518,10 @@ static int read_row(struct store_scan *s, const MDB_val *value, struct store_mai
     }
     if (rights_r)
         *rights_r = rights;
-    if (r.store_id != txn->place_id)
-        s->counters.touched++;
-    return store_mailbox_view(txn, &r, m, err);
+    uint64_t places = txn->places_read;
+    rc = store_mailbox_view(txn, &r, m, err);
+    s->counters.touched += txn->places_read - places;
+    return rc;
 }
 
 int store_scan_next(struct store_scan *s, struct store_txn *txn, struct store_mailbox *m, acl_rights *rights_r, struct err *err)

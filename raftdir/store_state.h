@@ -115,16 +115,27 @@ struct store {
     } small;
 };
 
+/* A store's active slot as a reader has found it in the snapshot `txn_id`; the texts are in the map. */
+struct store_active {
+    uint64_t id, txn_id, epoch; /* id 0: none */
+    const char *server, *partition;
+    uint16_t server_len, partition_len;
+};
+#define STORE_ACTIVES 256 /* a power of two; stores are numbered from 1 on, so a site with fewer has a slot for each */
+
 struct store_txn {
     struct store *store;
     MDB_txn *mdb;
-    uint64_t snapshot; /* differs between any two snapshots of this process: scans compare it */
+    uint64_t snapshot; /* differs between any two begins and renewals in this process: scans compare it */
     bool write, live;
     bool state_read;
     struct store_totals state;
-    /* The store that was resolved last: listings have long runs of the same. */
-    uint64_t place_id;
+    /* The store that was read last, and how many were. */
+    uint64_t place_id, places_read;
     struct record_store place;
+    uint64_t txn_id;             /* LMDB's: two read transactions of an environment with the same see the same */
+    struct store_active *active; /* readers only: STORE_ACTIVES, by id; NULL: none yet */
+    struct store_active active_one; /* instead of them */
     /* Writer only. */
     MDB_cursor *cursor[TABLES];
     uint64_t feed_index;
@@ -157,6 +168,8 @@ int store_checkpoint_put(struct store_txn *txn, uint64_t index, struct err *err)
 
 /* store_place.c: servers, slots and stores. */
 int store_place_get(struct store_txn *txn, uint64_t store_id, const struct record_store **place_r, struct err *err);
+/* The same for those who only want the active slot: a reader has it verified once a snapshot. Lives until the transaction ends or the next of these calls. */
+int store_place_active(struct store_txn *txn, uint64_t store_id, const struct store_active **active_r, struct err *err);
 /* The store that has this slot and whether the slot is its active one; RAFTDIR_ENOTFOUND without a text. */
 int store_place_find(struct store_txn *txn, struct store_str server, struct store_str partition, uint64_t *store_id_r, bool *active_r,
                      struct err *err);
