@@ -354,7 +354,7 @@ static int read_file(struct raftdir *d, unsigned number, struct err *err)
 {
     struct endpoint *fresh[ENDPOINTS_MAX];
     unsigned n = 0;
-    char *text;
+    char *text = NULL;
     int rc = read_whole(&d->sources[number], &text, err);
     if (rc < 0)
         return rc;
