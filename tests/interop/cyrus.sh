@@ -1,20 +1,26 @@
 # cyrus.sh - Cyrus' own programs for the interop tests, without installing Cyrus (which would start its services).
 # shellcheck shell=bash disable=SC2154
 #
-# Where cyrus-common is installed its programs are used. Else the Debian packages are downloaded and unpacked below build/cyrus, once, and the programs
+# Where cyrus-common and cyrus-imapd are installed their programs are used. Else the Debian packages are downloaded and unpacked below build/cyrus, once, and the programs
 # run from there with LD_LIBRARY_PATH.
 
 cyrus_root=""
 cyrus_find() {  # sets cyrus_root; 1 with a reason on stderr when there is none
-  [ ! -x /usr/lib/cyrus/bin/ctl_mboxlist ] || return 0
+  local program=/usr/lib/cyrus/bin
+  [ ! -x $program/ctl_mboxlist ] || [ ! -x $program/imapd ] || return 0
   cyrus_root=$top/build/cyrus/root
-  [ ! -f "$top/build/cyrus/done" ] || return 0
+  # Several tests may want it at once: one downloads, the others wait.
+  mkdir -p "$top/build"
+  (flock 9; cyrus_download) 9>"$top/build/cyrus.lock"
+}
+cyrus_download() {
+  [ ! -f "$top/build/cyrus/done" ] || [ ! -x "$cyrus_root/usr/lib/cyrus/bin/imapd" ] || return 0
   local debs=$top/build/cyrus/debs deb
   rm -rf "$top/build/cyrus"
   mkdir -p "$debs/partial" "$cyrus_root"
   # Only downloads, into our folder: no lock and no root needed.
   apt-get install -qq -y --download-only --no-install-recommends -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o Dir::Cache::archives="$debs" \
-    cyrus-common >"$debs/log" 2>&1 || { tail -n 5 "$debs/log" >&2; return 1; }
+    cyrus-common cyrus-imapd libsasl2-modules >"$debs/log" 2>&1 || { tail -n 5 "$debs/log" >&2; return 1; }
   for deb in "$debs"/*.deb; do
     case $deb in */libc6_* | */debconf* | */passwd_* | */adduser_*) continue ;; esac
     dpkg-deb -x "$deb" "$cyrus_root" || return 1

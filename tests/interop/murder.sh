@@ -1,0 +1,148 @@
+# murder.sh - two Cyrus servers, be1 and be2, on loopback, as a MUPDATE murder whose master is raftdir. Sourced after cluster/lib.sh and cyrus.sh.
+# shellcheck shell=bash disable=SC2154
+#
+# Everything below $murder ($work/murder). The servers run as nobody when the test is root. master's LD_PRELOAD reaches its services; tools get it from
+# cyrus_tool. Passwords: whatever is given is right (preload_client.py passwords).
+
+murder=$work/murder
+murder_preload=$build_release/libraftdir-cyrus.so
+murder_client=$top/tests/interop/preload_client.py
+servers=(be1 be2)
+
+free_ports() {  # free_ports N: that many, free at this moment
+  python3 -c 'import socket, sys
+s = [socket.socket() for _ in range(int(sys.argv[1]))]
+for x in s: x.bind(("127.0.0.1", 0))
+print(*(x.getsockname()[1] for x in s))' "$1"
+}
+imap_at() { cat "$murder/$1.imap"; }   # 127.0.0.1:PORT
+lmtp_at() { cat "$murder/$1.lmtp"; }
+murder_config() {  # murder_config SERVER
+  local s=$1 d=$murder/$1 bin=$cyrus_root/usr/lib/cyrus/bin
+  mkdir -p "$d"/{mail,mail2,sieve,socket,db,proc,lock,log,msg,ptclient,user,quota}
+  cat >"$d.conf" <<X
+configdirectory: $d
+proc_path: $d/proc
+mboxname_lockpath: $d/lock
+sievedir: $d/sieve
+servername: $s.test
+defaultdomain: test
+virtdomains: userid
+unixhierarchysep: yes
+altnamespace: no
+admins: cyrus murder
+proxyservers: murder
+lmtp_admins: murder cyrus
+allowplaintext: yes
+allowusermoves: yes
+sasl_pwcheck_method: saslauthd
+sasl_saslauthd_path: $murder/passwords
+sasl_mech_list: PLAIN
+mupdate_server: raftdir.invalid
+mupdate_username: murder
+proxy_authname: murder
+proxy_password: secret
+partition-default: $d/mail
+partition-p2: $d/mail2
+defaultpartition: default
+mboxlist_db: twoskip
+skiplist_unsafe: yes
+failedloginpause: 0
+autocreate_quota: -1
+delete_mode: ${murder_delete_mode:-delayed}
+syslog_prefix: $s
+client_timeout: 10s
+umask: 077
+X
+  cat >"$d.cyrus.conf" <<X
+START {
+  recover cmd="$bin/ctl_cyrusdb -C $d.conf -r"
+}
+SERVICES {
+  imap cmd="$bin/imapd -C $d.conf -U 30" listen="$(imap_at "$s")" prefork=0 maxforkrate=0
+  lmtp cmd="$bin/lmtpd -C $d.conf -U 30" listen="$(lmtp_at "$s")" prefork=0 maxforkrate=0
+}
+EVENTS {
+}
+X
+}
+# The environment in which Cyrus' programs run.
+murder_env() {
+  local libs="" user
+  user=$(id -un)
+  [ "$user" != root ] || user=nobody
+  if [ -n "$cyrus_root" ]; then
+    libs=$(find "$cyrus_root/usr/lib" "$cyrus_root/lib" -maxdepth 2 -name 'lib*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd:)
+  fi
+  env ${libs:+LD_LIBRARY_PATH="$libs" SASL_PATH="$(find "$cyrus_root/usr/lib" -maxdepth 2 -name sasl2 | paste -sd:)"} CYRUS_USER="$user" \
+    RAFTDIR_CYRUS_CONF="$murder/cyrus.conf" PRELOAD_NAMES="$murder/names" LD_PRELOAD="$murder_preload:$build_release/tests/preload_names.so" "$@"
+}
+cyrus_tool() { local s=$1 program=$2; shift 2; murder_env "$cyrus_root/usr/lib/cyrus/bin/$program" -C "$murder/$s.conf" "$@"; }
+
+# The nodes' endpoints, with a client's certificate that Cyrus' user can read. murder_endpoints ENDPOINT,...: what cyrus.conf says; read by new processes.
+murder_endpoints() {
+  cat >"$murder/cyrus.conf" <<X
+endpoints = "$1"
+ca = "$murder/tls/ca.crt"
+cert = "$murder/tls/backend.crt"
+key = "$murder/tls/backend.key"
+${murder_extra:-}
+X
+  chmod 644 "$murder/cyrus.conf"
+}
+murder_setup() {  # after cluster_start
+  local s ports endpoints="" n
+  mkdir -p "$murder/tls"
+  chmod 755 "$work" "$murder" "$murder/tls"
+  cp "$CLUSTER_TLS"/{ca.crt,backend.crt,backend.key} "$murder/tls/"
+  for n in $(seq 1 "$CLUSTER_NODES"); do endpoints=${endpoints:+$endpoints,}$(node_client "$n"); done
+  murder_endpoints "$endpoints"
+  read -r -a ports < <(free_ports $((2 * ${#servers[@]})))
+  : >"$murder/names"
+  for s in "${servers[@]}"; do
+    printf '127.0.0.1:%s\n' "${ports[0]}" >"$murder/$s.imap"
+    printf '127.0.0.1:%s\n' "${ports[1]}" >"$murder/$s.lmtp"
+    printf '%s.test imap 127.0.0.1 %s\n%s.test lmtp 127.0.0.1 %s\n' "$s" "${ports[0]}" "$s" "${ports[1]}" >>"$murder/names"
+    ports=("${ports[@]:2}")
+    murder_config "$s"
+  done
+  if [ "$(id -u)" = 0 ]; then chown -R nobody "$murder"; fi
+}
+wait_port() {  # wait_port HOST:PORT
+  for _ in $(seq 150); do
+    if (exec 3<>"/dev/tcp/${1%:*}/${1#*:}") 2>/dev/null; then return 0; fi
+    sleep 0.1
+  done
+  return 1
+}
+murder_start() {
+  local s
+  python3 "$murder_client" passwords "$murder/passwords" >"$murder/passwords.log" 2>&1 </dev/null &
+  echo $! >"$murder/passwords.pid"
+  for _ in $(seq 50); do [ -S "$murder/passwords" ] && break; sleep 0.1; done
+  for s in "${servers[@]}"; do
+    murder_env setsid "$cyrus_root/usr/lib/cyrus/bin/master" -C "$murder/$s.conf" -M "$murder/$s.cyrus.conf" -p "$murder/$s/master.pid" -D \
+      >"$murder/$s.out" 2>&1 </dev/null &
+    echo $! >"$murder/$s.pid"
+  done
+  for s in "${servers[@]}"; do wait_port "$(imap_at "$s")" || { cat "$murder/$s.out" >&2; fail "$s does not start"; }; done
+}
+# Only our own: the masters that we have started, and their children.
+descendants() { local c; for c in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do echo "$c"; descendants "$c"; done; }
+murder_stop() {
+  local s pid pids=()
+  for s in "${servers[@]}" passwords; do
+    pid=$(cat "$murder/$s.pid" 2>/dev/null) || continue
+    rm -f "$murder/$s.pid"
+    # shellcheck disable=SC2207
+    pids+=("$pid" $(descendants "$pid"))
+  done
+  [ ${#pids[@]} != 0 ] || return 0
+  kill -TERM "${pids[@]}" 2>/dev/null || true
+  for _ in $(seq 30); do kill -0 "${pids[@]}" 2>/dev/null || return 0; sleep 0.1; done
+  kill -KILL "${pids[@]}" 2>/dev/null || true
+}
+at_end murder_stop
+imap() { local s=$1 user=$2; shift 2; timeout 60 python3 "$murder_client" imap "$(imap_at "$s")" "$user" "$@"; }
+lmtp() { local s=$1; shift; timeout 60 python3 "$murder_client" lmtp "$(lmtp_at "$s")" "$@"; }
+messages() { local s=$1; shift; timeout 60 python3 "$murder_client" messages "$(imap_at "$s")" "$@"; }
