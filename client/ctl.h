@@ -28,6 +28,8 @@ struct ctl_options {
     unsigned timeout_ms; /* 0: not given */
     bool json, yes, help;
     int level;           /* enum raftdir_level; 0: not given */
+    const char *local_dir; /* NULL: not given */
+    unsigned max_age_ms; /* 0: not given */
     /* reads */
     bool by_uniqueid, by_user, reserved;
     const char *groups, *rights, *pattern, *prefix, *server, *partition, *after;

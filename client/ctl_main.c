@@ -78,6 +78,8 @@ enum {
     OPT_JSON,
     OPT_COLOR,
     OPT_LEVEL,
+    OPT_MAX_AGE,
+    OPT_LOCAL_DIR,
     OPT_VERSION,
     OPT_FIRST_OF_COMMANDS,
     OPT_BY_UNIQUEID = OPT_FIRST_OF_COMMANDS,
@@ -136,6 +138,8 @@ static const struct option options[] = {{"endpoint", required_argument, NULL, 'e
                                         {"json", no_argument, NULL, OPT_JSON},
                                         {"color", required_argument, NULL, OPT_COLOR},
                                         {"level", required_argument, NULL, OPT_LEVEL},
+                                        {"max-age", required_argument, NULL, OPT_MAX_AGE},
+                                        {"local-dir", required_argument, NULL, OPT_LOCAL_DIR},
                                         {"version", no_argument, NULL, OPT_VERSION},
                                         {"by-uniqueid", no_argument, NULL, OPT_BY_UNIQUEID},
                                         {"user", no_argument, NULL, OPT_USER},
@@ -240,7 +244,10 @@ static const char global_help[] =
     "      --ca, --cert, --key FILE   for tls: endpoints (RAFTDIR_CA, RAFTDIR_CERT, RAFTDIR_KEY)\n"
     "  -t, --timeout SECONDS how long to try (default 10)\n"
     "      --level LEVEL     of reads: linearizable (default: all that anybody was told to be done), local (whatever the node has;\n"
-    "                        answered without a quorum), session (for the library: here the same as local)\n"
+    "                        answered without a quorum), session (for the library: here as local, but \"not there\" only from a fresh state)\n"
+    "      --max-age SECONDS reads are answered only from a state that is at most so old (default level: session)\n"
+    "      --local-dir DIR   data directory of this host's node: reads at level local or session take its state directly, without asking\n"
+    "                        the node (RAFTDIR_LOCAL; default level with the option: session)\n"
     "      --json            one JSON object, errors too\n"
     "      --color WHEN      auto (default), always, never\n"
     "  -h, --help            of the command, when there is one\n"
@@ -400,6 +407,7 @@ static int take_option(struct ctl *c, int o, const char *arg)
     case 'e':
         return add_endpoint(c, arg);
     case 't':
+    case OPT_MAX_AGE:
     case OPT_TTL: {
         char *end;
         double s = strtod(arg, &end);
@@ -407,6 +415,8 @@ static int take_option(struct ctl *c, int o, const char *arg)
             return ctl_usage_error(c, "--%s wants seconds, not \"%s\"", option_name(o), arg);
         if (o == 't')
             x->timeout_ms = s * 1000 < 1 ? 1 : (unsigned)(s * 1000);
+        else if (o == OPT_MAX_AGE)
+            x->max_age_ms = s * 1000 < 1 ? 1 : (unsigned)(s * 1000);
         else
             x->ttl_ms = (uint64_t)(s * 1000);
         break;
@@ -431,6 +441,7 @@ static int take_option(struct ctl *c, int o, const char *arg)
         if (!x->level)
             return ctl_usage_error(c, "--level wants local, session or linearizable, not \"%s\"", arg);
         break;
+    case OPT_LOCAL_DIR: x->local_dir = arg; break;
     case OPT_BY_UNIQUEID: x->by_uniqueid = true; break;
     case OPT_USER: x->by_user = true; break;
     case OPT_RESERVED: x->reserved = true; break;

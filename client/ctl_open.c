@@ -19,6 +19,10 @@ int ctl_open_other(struct ctl *c, const char *endpoints, bool only_these, raftdi
     o.timeout_ms = c->o.timeout_ms;
     o.unreachable_ms = c->o.timeout_ms ? 0 : UNREACHABLE_MS;
     o.level = c->o.level;
+    o.max_age_ms = c->o.max_age_ms;
+    o.local_dir = c->o.local_dir; /* NULL: $RAFTDIR_LOCAL, else "": who types a command asks a node, unless it is said */
+    if (!o.local_dir && !getenv("RAFTDIR_LOCAL"))
+        o.local_dir = "";
     o.window = c->o.window;
     o.only_these = only_these;
     o.software = "raftdirctl " RAFTDIR_VERSION;
@@ -34,11 +38,11 @@ int ctl_open(struct ctl *c)
     return ctl_open_other(c, c->o.endpoints, false, &c->d);
 }
 
-/* A session is a handle, and each command has its own: at that level "no mailbox" could be said of what the command before has made. */
+/* A session is a handle, and each command has its own: at that level "no mailbox" could be said of what the command before has made. So not by default. */
 int ctl_open_read(struct ctl *c)
 {
-    if (!c->o.level)
-        c->o.level = RAFTDIR_LINEARIZABLE;
+    if (!c->o.level) /* who names an age or a directory doesn't mean a quorum's answer */
+        c->o.level = c->o.max_age_ms || c->o.local_dir ? RAFTDIR_SESSION : RAFTDIR_LINEARIZABLE;
     return ctl_open(c);
 }
 
@@ -83,6 +87,8 @@ static const char *hint(int code)
         return "is raftdird running? Name its socket or address with -e, or in RAFTDIR_ENDPOINTS; more than one may be given";
     case RAFTDIR_ETIMEDOUT:
         return "the node is there but slow: `raftdirctl cluster status`; a longer --timeout may help";
+    case RAFTDIR_ESTALE:
+        return "`raftdirctl cluster status` shows who is cut off; without --max-age, and with --level local, a node answers with what it has and says how old that is";
     case RAFTDIR_EUNCERTAIN:
         return "look whether it has happened (`raftdirctl lookup NAME`) before doing it again";
     case RAFTDIR_EPERM:

@@ -282,6 +282,7 @@ json_t *ctl_answer_json(raftdir *d)
     set_number(o, "incarnation", a.incarnation);
     set_number(o, "index", a.index);
     json_object_set_new(o, "age_ms", a.age_ms < 0 ? json_null() : json_integer(a.age_ms));
+    json_object_set_new(o, "local", json_boolean(a.local));
     return o;
 }
 

@@ -131,6 +131,9 @@ void srv_read_called(struct request *r);
 void srv_read_linearize(struct request *r);
 void srv_read_ready(struct request *r); /* answer now, from the published state */
 void srv_wait_for(struct request *r, uint64_t index); /* srv_read_ready once it is published, ETIMEDOUT at r->deadline_ms */
+/* Age of the published state, UINT64_MAX: not known; and is it one that the request allows? Answers itself when not. */
+uint64_t srv_read_age(struct request *r);
+bool srv_read_fresh(struct request *r, uint64_t age_ms);
 void srv_wait_published(struct service *s);
 void srv_wait_expired(struct service *s, uint64_t now);
 void srv_wait_for_set(struct service *s);

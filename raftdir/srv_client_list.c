@@ -97,6 +97,8 @@ static void chunk(struct request *r)
     struct store_meta meta;
     struct store_counters counters;
     struct err err = {0};
+    if (!srv_read_fresh(r, srv_read_age(r)))
+        return;
     srv_rows_init(&rows);
     int rc = chunk_read(r, &rows, &meta, &err);
     if (rc != 0 && rc != RAFTDIR_ENOTFOUND) {

@@ -2,6 +2,7 @@
  *
  * LOCAL: at once. SESSION: once min_index is published. LINEARIZABLE: the consensus thread confirms with a quorum and gives an index, then as SESSION.
  * The state may be replaced by an image's between two transactions: what is published only grows by that, and a scan's position is a name.
+ * max_age_ms, absent_max_age_ms: LOCAL and SESSION are answered, or a "not there" told, only from a state that is known to be so fresh; else ESTALE.
  * Failures: another incarnation: EFOREIGN; no quorum: ENOQUORUM; not published in time: ETIMEDOUT. Never "not found" for any of them. */
 #include <stdlib.h>
 #include <string.h>
@@ -133,6 +134,39 @@ void srv_read_called(struct request *r)
     }
 }
 
+/* --- Freshness ------------------------------------------------------------------------------------------------------------------ */
+
+uint64_t srv_read_age(struct request *r)
+{
+    struct shared_view view;
+    shared_view_get(&r->service->d->shared, &view);
+    return shared_age_ms(&view, shared_now_ms());
+}
+
+static bool is_linearizable(const struct request *r)
+{
+    return r->msg->has_level && r->msg->level == RAFTDIR__CLIENT__READ_LEVEL__LINEARIZABLE;
+}
+
+static void stale_text(char text_r[ERR_TEXT_LEN], uint64_t age_ms, uint64_t max_ms)
+{
+    if (age_ms == UINT64_MAX)
+        snprintf(text_r, ERR_TEXT_LEN, "how old this node's state is, is not known (no leader is in reach); at most %llu ms are wanted", (unsigned long long)max_ms);
+    else
+        snprintf(text_r, ERR_TEXT_LEN, "this node's state may be %llu ms old; at most %llu ms are wanted", (unsigned long long)age_ms, (unsigned long long)max_ms);
+}
+
+bool srv_read_fresh(struct request *r, uint64_t age_ms)
+{
+    const Raftdir__Client__ToNode *m = r->msg;
+    if (!m->has_max_age_ms || !m->max_age_ms || age_ms <= m->max_age_ms || is_linearizable(r))
+        return true;
+    char text[ERR_TEXT_LEN];
+    stale_text(text, age_ms, m->max_age_ms);
+    srv_fail(r, RAFTDIR_ESTALE, "%s", text);
+    return false;
+}
+
 /* --- Answering ------------------------------------------------------------------------------------------------------------------- */
 
 void srv_store_drop(struct service *s, bool end)
@@ -200,9 +234,14 @@ static void answer_row(struct request *r, const struct store_meta *meta, const s
 }
 
 /* "Not there" carries the index as well: it is an answer about a state. */
-static void answer_not_found(struct request *r, const struct store_meta *meta, int code, const struct err *err)
+static void answer_not_found(struct request *r, const struct store_meta *meta, uint64_t age_ms, int code, struct err *err)
 {
+    const Raftdir__Client__ToNode *m = r->msg;
     srv_txn_done(r->service);
+    if (code == RAFTDIR_ENOTFOUND && m->has_absent_max_age_ms && m->absent_max_age_ms && age_ms > m->absent_max_age_ms && !is_linearizable(r)) {
+        code = RAFTDIR_ESTALE; /* somebody's mail may bounce for it */
+        stale_text(err->text, age_ms, m->absent_max_age_ms);
+    }
     if (code == RAFTDIR_ECORRUPT) {
         srv_corrupt(r->service, err->text);
         code = RAFTDIR_EFAILED; /* this node's fault: the client asks another */
@@ -220,6 +259,9 @@ static void answer_lookup(struct request *r)
     struct store_meta meta;
     struct store_mailbox m;
     struct err err = {0};
+    uint64_t age_ms = srv_read_age(r); /* before the state is read, which may get fresher meanwhile */
+    if (!srv_read_fresh(r, age_ms))
+        return;
     int rc = srv_txn(r->service, &meta, &err);
     if (rc != 0) {
         srv_fail_err(r, rc, &err);
@@ -227,7 +269,7 @@ static void answer_lookup(struct request *r)
     }
     rc = lookup(r->service, r->msg->lookup, &m, &err);
     if (rc != 0)
-        answer_not_found(r, &meta, rc, &err);
+        answer_not_found(r, &meta, age_ms, rc, &err);
     else
         answer_row(r, &meta, &m, NULL);
 }
@@ -240,6 +282,9 @@ static void answer_my_rights(struct request *r)
     struct err err = {0};
     acl_rights rights = 0;
     struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
+    uint64_t age_ms = srv_read_age(r); /* before the state is read, which may get fresher meanwhile */
+    if (!srv_read_fresh(r, age_ms))
+        return;
     int rc = srv_txn(r->service, &meta, &err);
     if (rc != 0) {
         srv_fail_err(r, rc, &err);
@@ -247,7 +292,7 @@ static void answer_my_rights(struct request *r)
     }
     rc = store_ask_rights(r->service->txn, q->name, &who, &m, &rights, &err);
     if (rc != 0)
-        answer_not_found(r, &meta, rc, &err);
+        answer_not_found(r, &meta, age_ms, rc, &err);
     else
         answer_row(r, &meta, &m, &rights);
 }
