@@ -15,7 +15,7 @@ enum murder_result murder_find(const char *name, const struct raftdir_mailbox **
     if (rc < 0)
         *m_r = NULL;
     /* Cyrus looks for whatever a client says. What can't be a mailbox's name in the directory is none. */
-    if (rc == RAFTDIR_ENAME) {
+    if (rc == RAFTDIR_ENAME || rc == RAFTDIR_ETOOBIG) {
         murder_result(d, rc);
         return MURDER_ABSENT;
     }

@@ -6,6 +6,7 @@
  * What a crash leaves: between DEACTIVATE and ACTIVATE the name is held, without an end, and lookups of it fail for now (never "not there"); `ctl_mboxlist -m`
  * on the server that still has the mailbox, or MUPDATEPUSH, activates it. Between a rename's DELETE and ACTIVATE the name is missing until the same command
  * runs. A reservation expires by itself. */
+#include <stdio.h>
 #include <string.h>
 #include <syslog.h>
 #include "murder_internal.h"
@@ -19,6 +20,12 @@ static const char move_token[] = "cyrus XFER";
 static raftdir *writer(void)
 {
     return murder_open() ? NULL : murder_handle(murder_settings()->write_timeout_ms);
+}
+
+/* The message of a refusal, kept while something else is asked. */
+static void keep_message(char text[MURDER_TEXT_LEN])
+{
+    snprintf(text, MURDER_TEXT_LEN, "%s", murder_message());
 }
 
 static void forget(struct murder_session *s)
@@ -48,8 +55,7 @@ static void put_back(struct murder_session *s)
         return;
     s->deleted = NULL;
     char why[MURDER_TEXT_LEN];
-    strncpy(why, murder_message(), sizeof why - 1);
-    why[sizeof why - 1] = 0;
+    keep_message(why);
     enum murder_result result = MURDER_UNSURE;
     raftdir *d = writer();
     raftdir_batch *b = raftdir_batch_create();
@@ -80,8 +86,7 @@ enum murder_result murder_reserve(struct murder_session *s, const char *name, co
     enum murder_result result = murder_result(d, rc);
     if (rc == RAFTDIR_EEXIST) {
         char why[MURDER_TEXT_LEN];
-        strncpy(why, murder_message(), sizeof why - 1);
-        why[sizeof why - 1] = 0;
+        keep_message(why);
         const struct raftdir_mailbox *m;
         if (murder_find(name, &m) == MURDER_OK && !m->reserved && strcmp(m->server, at.server) == 0)
             result = MURDER_OK; /* on another of its own partitions: ACTIVATE moves it */
@@ -131,8 +136,7 @@ enum murder_result murder_activate(struct murder_session *s, const char *name, c
             break;
         const struct raftdir_mailbox *there;
         char why[MURDER_TEXT_LEN];
-        strncpy(why, murder_message(), sizeof why - 1);
-        why[sizeof why - 1] = 0;
+        keep_message(why);
         enum murder_result found = murder_find(name, &there);
         if (found == MURDER_OK && !there->reserved && strcmp(there->server, at.server) == 0) {
             uint64_t generation = there->generation;
@@ -150,8 +154,6 @@ enum murder_result murder_activate(struct murder_session *s, const char *name, c
             break;
     }
     raftdir_batch_destroy(&b);
-    if (result == MURDER_REFUSED)
-        murder_log(LOG_ERR, "%s is not registered at %s: %s", name, location, murder_message());
     if (result)
         put_back(s);
     else
@@ -204,7 +206,5 @@ enum murder_result murder_delete(struct murder_session *s, const char *name, con
         s->deleted = was;
     else
         raftdir_mailbox_free(was);
-    if (result == MURDER_REFUSED)
-        murder_log(LOG_ERR, "%s is not deleted for %s: %s", name, server, murder_message());
     return result;
 }

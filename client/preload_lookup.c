@@ -1,7 +1,7 @@
 /* preload_lookup.c - mboxlist_lookup: what isn't in this server's mailboxes.db is looked for in the directory, so that a mailbox that lives elsewhere is found
  * without a mupdate slave, and then proxied or referred to as a slave's entry would be: server and partition set, MBTYPE_REMOTE.
  *
- * Who gets such entries. In imapd, lmtpd, pop3d, and the like the question "where is this?" is asked by proxy_mlookup, which is linked into the program itself,
+ * Who gets such entries. In imapd, lmtpd, pop3d, smmapd and timsieved the question "where is this?" is asked by code that is linked into the program itself (proxy_mlookup in most),
  * while libcyrus_imap asks mboxlist_lookup for mailboxes that it is about to open, make, sync or delete HERE. So calls from the program are answered from
  * the directory, calls from the library are not, and tools (ctl_mboxlist, cyr_expire, reconstruct, sync_client) never are: for them "not in mailboxes.db" has
  * to stay "not here". The setting `lookups` names other programs, or "none".
@@ -65,7 +65,7 @@ static bool takes_part(void)
     if (!lookup.asked) {
         const char *list = murder_settings()->lookups;
         if (!list || strcmp(list, "auto") == 0)
-            list = "imapd lmtpd lmtpproxyd pop3d nntpd httpd smmapd timsieved";
+            list = "imapd lmtpd pop3d smmapd timsieved";
         lookup.takes_part = is_in(list, program_invocation_short_name);
         lookup.asked = true;
     }

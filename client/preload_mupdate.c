@@ -76,7 +76,7 @@ static int done(enum murder_result result, int refusal, const char *verb, const 
 {
     int r = code(result, refusal);
     if (r)
-        murder_log(r == MUPDATE_NOCONN ? LOG_ERR : LOG_NOTICE, "%s %s: %s", verb, mailbox, murder_message());
+        murder_log(r == MUPDATE_NOCONN ? LOG_ERR : LOG_WARNING, "%s %s: %s", verb, mailbox, murder_message());
     return r;
 }
 

@@ -66,37 +66,45 @@ EVENTS {
 }
 X
 }
-# The environment in which Cyrus' programs run.
+# murder_env SERVER COMMAND...: the environment in which Cyrus' programs run.
 murder_env() {
-  local libs="" user
+  local server=$1 libs="" user; shift
   user=$(id -un)
   [ "$user" != root ] || user=nobody
   if [ -n "$cyrus_root" ]; then
     libs=$(find "$cyrus_root/usr/lib" "$cyrus_root/lib" -maxdepth 2 -name 'lib*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd:)
   fi
   env ${libs:+LD_LIBRARY_PATH="$libs" SASL_PATH="$(find "$cyrus_root/usr/lib" -maxdepth 2 -name sasl2 | paste -sd:)"} CYRUS_USER="$user" \
-    RAFTDIR_CYRUS_CONF="$murder/cyrus.conf" PRELOAD_NAMES="$murder/names" LD_PRELOAD="$murder_preload:$build_release/tests/preload_names.so" "$@"
+    RAFTDIR_CYRUS_CONF="$murder/$server.raftdir" PRELOAD_NAMES="$murder/names" LD_PRELOAD="$murder_preload:$build_release/tests/preload_names.so" "$@"
 }
-cyrus_tool() { local s=$1 program=$2; shift 2; murder_env "$cyrus_root/usr/lib/cyrus/bin/$program" -C "$murder/$s.conf" "$@"; }
+cyrus_tool() { local s=$1 program=$2; shift 2; murder_env "$s" "$cyrus_root/usr/lib/cyrus/bin/$program" -C "$murder/$s.conf" "$@"; }
 
-# The nodes' endpoints, with a client's certificate that Cyrus' user can read. murder_endpoints ENDPOINT,...: what cyrus.conf says; read by new processes.
-murder_endpoints() {
-  cat >"$murder/cyrus.conf" <<X
-endpoints = "$1"
+# What each server's raftdir/cyrus.conf says: all nodes, with a client's certificate that Cyrus' user can read; be1 asks them, be2 reads the state of node 1 itself.
+murder_raftdir_conf() {
+  local endpoints="" n s
+  for n in $(seq 1 "$CLUSTER_NODES"); do endpoints=${endpoints:+$endpoints,}$(node_client "$n"); done
+  for s in "${servers[@]}"; do
+    cat >"$murder/$s.raftdir" <<X
+endpoints = "$endpoints"
 ca = "$murder/tls/ca.crt"
 cert = "$murder/tls/backend.crt"
 key = "$murder/tls/backend.key"
-${murder_extra:-}
+unreachable_ms = 1000
+lookup_timeout_ms = 3000
+$([ "$s" != be2 ] || echo "local_dir = \"$(node_data 1)\"")
 X
-  chmod 644 "$murder/cyrus.conf"
+  done
 }
+# As --set for cluster_start: the group of Cyrus' user.
+murder_local_group() { if [ "$(id -u)" = 0 ]; then id -gn nobody; else id -gn; fi; }
 murder_setup() {  # after cluster_start
-  local s ports endpoints="" n
+  local s ports
   mkdir -p "$murder/tls"
   chmod 755 "$work" "$murder" "$murder/tls"
   cp "$CLUSTER_TLS"/{ca.crt,backend.crt,backend.key} "$murder/tls/"
-  for n in $(seq 1 "$CLUSTER_NODES"); do endpoints=${endpoints:+$endpoints,}$(node_client "$n"); done
-  murder_endpoints "$endpoints"
+  murder_raftdir_conf
+  # Node 1's state is read by another user: let him through to it.
+  chmod 711 "$work/${cluster_name:-c}" "$(dirname "$(node_data 1)")"
   read -r -a ports < <(free_ports $((2 * ${#servers[@]})))
   : >"$murder/names"
   for s in "${servers[@]}"; do
@@ -121,7 +129,7 @@ murder_start() {
   echo $! >"$murder/passwords.pid"
   for _ in $(seq 50); do [ -S "$murder/passwords" ] && break; sleep 0.1; done
   for s in "${servers[@]}"; do
-    murder_env setsid "$cyrus_root/usr/lib/cyrus/bin/master" -C "$murder/$s.conf" -M "$murder/$s.cyrus.conf" -p "$murder/$s/master.pid" -D \
+    murder_env "$s" setsid "$cyrus_root/usr/lib/cyrus/bin/master" -C "$murder/$s.conf" -M "$murder/$s.cyrus.conf" -p "$murder/$s/master.pid" -D \
       >"$murder/$s.out" 2>&1 </dev/null &
     echo $! >"$murder/$s.pid"
   done
