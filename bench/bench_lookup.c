@@ -373,7 +373,8 @@ static int cold_child(const char *dir, unsigned long seed_text)
         MDB_txn *mdb;
         MDB_dbi dbi;
         if (mdb_env_create(&env) || mdb_env_set_maxdbs(env, TABLES) || mdb_env_set_mapsize(env, STORE_MAP_LEN) ||
-            mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | MDB_RDONLY, 0600) || mdb_txn_begin(env, NULL, MDB_RDONLY, &mdb) || mdb_dbi_open(mdb, "mailbox", 0, &dbi))
+            mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | MDB_RDONLY, 0600) || mdb_txn_begin(env, NULL, MDB_RDONLY, &mdb) || mdb_dbi_open(mdb, "mailbox", 0, &dbi) || mdb_txn_commit(mdb) ||
+            mdb_txn_begin(env, NULL, MDB_RDONLY, &mdb))
             die("open the state", "LMDB");
         mdb_txn_reset(mdb);
         getrusage(RUSAGE_SELF, &before);

@@ -74,7 +74,7 @@ int store_place_get(struct store_txn *txn, uint64_t store_id, const struct recor
 {
     *place_r = &txn->place;
     /* In a write transaction any write may have moved what the views point to. */
-    if (txn->place_id == store_id && !txn->write)
+    if (txn->place_id == store_id && store_id && !txn->write)
         return 0;
     uint8_t key[8];
     put_be64(key, store_id);
