@@ -136,6 +136,10 @@ static int open_env(const char *dir, bool read_only, unsigned flags, uint64_t ma
         rc = mdb_env_set_mapsize(env, map_len);
     if (!rc)
         rc = mdb_env_open(env, dir, MDB_NORDAHEAD | MDB_NOTLS | (read_only ? MDB_RDONLY : 0) | flags, DATA_MODE_OWNER);
+    /* LMDB leaves the data file's descriptor to programs that are executed. A reader is in somebody's imapd: they would get the state to read, and hold its disk space. */
+    mdb_filehandle_t fd;
+    if (!rc && !(rc = mdb_env_get_fd(env, &fd)) && fcntl(fd, F_SETFD, FD_CLOEXEC))
+        rc = errno;
     if (rc) {
         mdb_env_close(env);
         return rc;
