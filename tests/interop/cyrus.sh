@@ -14,21 +14,22 @@ cyrus_find() {  # sets cyrus_root; 1 with a reason on stderr when there is none
   (flock 9; cyrus_download) 9>"$top/build/cyrus.lock"
 }
 cyrus_download() {
-  [ ! -f "$top/build/cyrus/done" ] || [ ! -x "$cyrus_root/usr/lib/cyrus/bin/imapd" ] || return 0
+  [ ! -s "$top/build/cyrus/done" ] || [ ! -x "$cyrus_root/usr/lib/cyrus/bin/imapd" ] || return 0
   local debs=$top/build/cyrus/debs deb
   rm -rf "$top/build/cyrus"
   mkdir -p "$debs/partial" "$cyrus_root"
-  # Only downloads, into our folder: no lock and no root needed.
-  apt-get install -qq -y --download-only --no-install-recommends -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o Dir::Cache::archives="$debs" \
-    cyrus-common cyrus-imapd libsasl2-modules >"$debs/log" 2>&1 || { tail -n 5 "$debs/log" >&2; return 1; }
+  # Only downloads, into our folder: no lock and no root needed. These in any case, of what they need what is missing here.
+  apt-get install -qq -y --reinstall --download-only --no-install-recommends -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o Dir::Cache::archives="$debs" \
+    cyrus-common cyrus-imapd libsasl2-modules libsasl2-modules-db >"$debs/log" 2>&1 || { tail -n 5 "$debs/log" >&2; return 1; }
   for deb in "$debs"/*.deb; do
     case $deb in */libc6_* | */debconf* | */passwd_* | */adduser_*) continue ;; esac
     dpkg-deb -x "$deb" "$cyrus_root" || return 1
   done
+  dpkg-deb -f "$debs"/cyrus-common_*.deb Version >"$top/build/cyrus/version"
   rm -rf "$debs"
-  touch "$top/build/cyrus/done"
+  mv "$top/build/cyrus/version" "$top/build/cyrus/done"
 }
-cyrus_version() { local r=$cyrus_root; "$r/usr/lib/cyrus/bin/cyr_info" version 2>/dev/null || dpkg-query -W -f '${Version}\n' cyrus-common 2>/dev/null || echo unknown; }
+cyrus_version() { if [ -n "$cyrus_root" ]; then cat "$top/build/cyrus/done"; else dpkg-query -W -f '${Version}\n' cyrus-common; fi; }  # as Debian counts: 3.6.1-4+deb12u5
 # A configuration with nothing in it but a mailbox list, in $1; without an fsync for each of 29,095 entries.
 cyrus_config() {
   local dir=$1 p
