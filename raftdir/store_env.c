@@ -9,7 +9,7 @@
  * may write in the directory; a generation that is being removed then keeps its directory until the next start removes it.) Where lock.mdb can't be written, on a file
  * system that is mounted read-only, LMDB reads without a slot, and the writer overwrites the pages under the reader: refused.
  *
- * The map. A writer maps STORE_MAP_LEN or, where RLIMIT_AS forbids it, the largest half of a half that fits. A reader is somebody else's process: with a limit it
+ * The map. A writer maps STORE_MAP_LEN or, where RLIMIT_AS forbids it, the largest half of a half that fits. A reader is somebody else's process: with a limit, or where so much can't be had, it
  * takes what the state needs and a little more, at most half of the limit, and is refused when that isn't enough. Its map is `small`: when the state has outgrown it, it is mapped
  * anew at a moment when no transaction of this process reads (store_small_begin); until then, and when the limit forbids it, reading fails with RAFTDIR_EUNAVAIL. */
 #include <errno.h>
@@ -148,6 +148,12 @@ static int open_env(const char *dir, bool read_only, unsigned flags, uint64_t ma
     return 0;
 }
 
+/* ENOMEM by the kernel, EINVAL by valgrind. */
+static bool too_large(int rc)
+{
+    return rc == ENOMEM || rc == EINVAL;
+}
+
 static int open_failed(const char *dir, int rc, struct err *err)
 {
     if (rc == ENOMEM && address_limit())
@@ -171,6 +177,10 @@ static int open_reader(const char *dir, const struct store_options *o, unsigned 
                        o->map_len ? "map_len" : "half of RLIMIT_AS");
     }
     rc = open_env(dir, true, flags, map_len, env_r);
+    if (too_large(rc) && !o->map_len && !limit) { /* forbidden by something else, as by valgrind */
+        *small_r = true;
+        rc = open_env(dir, true, flags, small_map_len(data_len, UINT64_MAX), env_r);
+    }
     return rc == ENOENT ? err_set(err, RAFTDIR_ENOTREADY, "open store %s: %s", dir, strerror(rc)) : rc ? open_failed(dir, rc, err) : 0;
 }
 
@@ -180,7 +190,7 @@ static int open_writer(const char *dir, const struct store_options *o, unsigned 
     int rc = lock_file_prepare(dir, o, !(flags & MDB_NOSYNC), err);
     if (rc)
         return rc;
-    while ((rc = open_env(dir, false, flags, map_len, env_r)) == ENOMEM && !o->map_len && map_len / 2 >= MAP_LEN_MIN)
+    while (too_large(rc = open_env(dir, false, flags, map_len, env_r)) && !o->map_len && map_len / 2 >= MAP_LEN_MIN)
         map_len /= 2; /* RLIMIT_AS forbids that much */
     if (rc)
         return open_failed(dir, rc, err);
