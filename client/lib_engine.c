@@ -211,15 +211,26 @@ static void attempt_failed(struct call *c, const struct err *err, bool maybe, bo
     c->round_hard += hard;
 }
 
+/* Without memory here no other node helps, and the user shall know at once. But a write that may have been done goes on, to learn whether it was. */
+static void end_without_memory(struct call *c)
+{
+    if (!(c->flags & (CALL_WRITE | CALL_ONCE)) || !may_have_been_done(c))
+        call_end(c, RAFTDIR_ENOMEM, NULL);
+}
+
 static void endpoint_failed(struct raftdir *d, struct endpoint *ep, uint64_t now, const struct err *err)
 {
     wake_calls(d);
     ep->err = *err;
     bool was_ready = ep->link && ep->link->state == LINK_READY;
-    ep->hard = !was_ready && (err->code == RAFTDIR_EPERM || err->code == RAFTDIR_EAUTH || err->code == RAFTDIR_EVERSION);
+    bool no_memory = err->code == RAFTDIR_ENOMEM; /* here: no fault of the node's */
+    /* Where memory was lacking, OpenSSL now and then finds a certificate bad, or doesn't send ours. What is really wrong is wrong twice. */
+    bool doubtful = ep->link && ep->link->doubtful && !ep->doubted;
+    ep->doubted = doubtful;
+    ep->hard = !was_ready && !doubtful && (err->code == RAFTDIR_EPERM || err->code == RAFTDIR_EAUTH || err->code == RAFTDIR_EVERSION);
     if (was_ready)
         ep->failures = 0; /* it may be back at once */
-    else
+    else if (!no_memory)
         ep->failures++;
     unsigned shift = ep->failures < 5 ? ep->failures : 5;
     uint64_t pause = ep->failures ? (uint64_t)RETRY_PAUSE_MS / 2 << shift : 0;
@@ -235,6 +246,8 @@ static void endpoint_failed(struct raftdir *d, struct endpoint *ep, uint64_t now
             attempt_failed(c, err, maybe, ep->hard);
             if (maybe && (c->flags & CALL_ONCE))
                 call_give_up(c, now);
+            else if (no_memory)
+                end_without_memory(c);
         }
     link_close(&ep->link, true);
 }
@@ -329,8 +342,11 @@ static void attempt_start(struct call *c, struct endpoint *ep, uint64_t now)
     struct err err = {0};
     if (!ep->link && link_open(d, ep, now, &err) < 0) {
         endpoint_failed(d, ep, now, &err);
-        if (!c->done)
+        if (!c->done) {
             attempt_failed(c, &err, false, ep->hard);
+            if (err.code == RAFTDIR_ENOMEM)
+                end_without_memory(c);
+        }
         return;
     }
     c->attempts[c->attempts_n++] = (struct attempt){.ep = ep, .request_id = request_id(c), .started_at = now};
@@ -646,9 +662,28 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
     call_end(c, code, text);
 }
 
+/* Unpacking fails without saying whether bytes or memory are to blame. What it gives is freed with free, as protobuf-c's own allocator does. */
+static void *unpack_alloc(void *no_memory, size_t size)
+{
+    void *p = malloc(size);
+    if (!p)
+        *(bool *)no_memory = true;
+    return p;
+}
+
+static void unpack_free(void *no_memory, void *p)
+{
+    (void)no_memory;
+    free(p);
+}
+
 static int on_frame(struct raftdir *d, struct endpoint *ep, const uint8_t *frame, size_t len, uint64_t now, struct err *err)
 {
-    Raftdir__Client__FromNode *m = raftdir__client__from_node__unpack(NULL, len, frame);
+    bool no_memory = false;
+    ProtobufCAllocator allocator = {unpack_alloc, unpack_free, &no_memory};
+    Raftdir__Client__FromNode *m = raftdir__client__from_node__unpack(&allocator, len, frame);
+    if (!m && no_memory)
+        return err_set(err, RAFTDIR_ENOMEM, "out of memory");
     if (!m)
         return err_set(err, RAFTDIR_EPROTO, "%s: an answer that can't be read (%zu bytes)", ep->text, len);
     if (m->version > FRAME_VERSION) {

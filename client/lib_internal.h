@@ -56,6 +56,7 @@ struct link {
     uint64_t tried;      /* stream position behind the last byte ever offered to the socket or to TLS */
     uint64_t deadline;   /* while not ready */
     uint64_t hello_id;
+    bool doubtful;       /* TLS failed over certificates, it said */
     int loop_fd;         /* where it is registered for `watched`; valid while that isn't 0 */
     short watched;       /* poll events */
 };
@@ -81,6 +82,7 @@ struct endpoint {
     struct link *link;   /* NULL: not connected */
     uint64_t retry_at;   /* no new link before */
     unsigned failures;   /* links in a row that never became ready */
+    bool doubted;        /* the last link was doubtful */
     bool hard;           /* the last failure doesn't go away by itself (permissions, certificates, versions) */
     uint64_t slow_until;
     uint64_t last_rx;

@@ -243,6 +243,10 @@ static int tls_wants(struct endpoint *ep, int rc, const char *doing, struct err 
         break;
     }
     /* A node that dies ends its TCP connection without TLS' farewell: that is no matter of certificates. */
+    if (tls_no_memory(l->ssl)) {
+        ERR_clear_error();
+        return err_set(err, RAFTDIR_ENOMEM, "%s: %s: out of memory", ep->text, doing);
+    }
     unsigned long e = ERR_peek_last_error();
     int reason = ERR_GET_REASON(e);
     if (reason == SSL_R_UNEXPECTED_EOF_WHILE_READING) {
@@ -250,7 +254,9 @@ static int tls_wants(struct endpoint *ep, int rc, const char *doing, struct err 
         return err_set(err, RAFTDIR_EUNAVAIL, "%s: %s: the connection ended", ep->text, doing);
     }
     /* With TLS 1.3 a refusal of our certificate comes as an alert after the handshake. */
-    bool auth = l->state == LINK_HANDSHAKE || reason >= SSL_AD_REASON_OFFSET;
+    bool alert = ERR_GET_LIB(e) == ERR_LIB_SSL && reason >= SSL_AD_REASON_OFFSET && reason < SSL_AD_REASON_OFFSET + 256;
+    bool auth = l->state == LINK_HANDSHAKE || alert;
+    l->doubtful = auth;
     char text[256];
     tls_error_text(l->ssl, text, sizeof text);
     ERR_clear_error();

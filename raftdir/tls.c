@@ -36,9 +36,18 @@ static void queue_text(char *buf_r, size_t size)
     ERR_clear_error();
 }
 
+bool tls_no_memory(SSL *ssl)
+{
+    if (ssl && SSL_get_verify_result(ssl) == X509_V_ERR_OUT_OF_MEM)
+        return true;
+    return ERR_GET_REASON(ERR_peek_error()) == ERR_R_MALLOC_FAILURE || ERR_GET_REASON(ERR_peek_last_error()) == ERR_R_MALLOC_FAILURE;
+}
+
 static int openssl_fail(struct err *err, int code, const char *what)
 {
     char text[256];
+    if (tls_no_memory(NULL))
+        code = RAFTDIR_ENOMEM;
     queue_text(text, sizeof text);
     return err_set(err, code, "%s: %s", what, text);
 }
@@ -103,6 +112,8 @@ static int certs_read(const char *kind, const char *path, STACK_OF(X509) **certs
     bool at_end = ERR_GET_LIB(code) == ERR_LIB_PEM && ERR_GET_REASON(code) == PEM_R_NO_START_LINE;
     if (ferror(f))
         rc = err_set(err, RAFTDIR_EIO, "%s file %s can't be read: %s", kind, path, strerror(errno));
+    else if (!at_end && tls_no_memory(NULL))
+        rc = err_set(err, RAFTDIR_ENOMEM, "read %s: out of memory", path);
     else if (!at_end)
         rc = err_set(err, RAFTDIR_EINVAL, "%s file %s holds a damaged PEM certificate", kind, path);
     else if (sk_X509_num(certs) == 0)
@@ -130,10 +141,13 @@ static int key_read(const char *path, EVP_PKEY **key_r, struct err *err)
     *key_r = PEM_read_PrivateKey(f, NULL, passphrase_refuse, &encrypted);
     bool read_failed = ferror(f) != 0;
     int e = errno;
+    bool no_memory = !*key_r && tls_no_memory(NULL);
     fclose(f);
     ERR_clear_error();
     if (*key_r)
         return 0;
+    if (no_memory)
+        return err_set(err, RAFTDIR_ENOMEM, "read %s: out of memory", path);
     if (read_failed)
         return err_set(err, RAFTDIR_EIO, "key file %s can't be read: %s", path, strerror(e));
     if (encrypted)
@@ -151,7 +165,7 @@ static int chain_check(const struct tls_files *files, SSL_CTX *ctx, STACK_OF(X50
     if (!X509_STORE_CTX_init(sc, SSL_CTX_get_cert_store(ctx), sk_X509_value(chain, 0), chain))
         rc = openssl_fail(err, RAFTDIR_ENOMEM, files->cert);
     else if (X509_verify_cert(sc) != 1)
-        rc = err_set(err, RAFTDIR_EAUTH, "certificate in %s is not signed by the CA in %s: %s", files->cert, files->ca,
+        rc = err_set(err, X509_STORE_CTX_get_error(sc) == X509_V_ERR_OUT_OF_MEM || tls_no_memory(NULL) ? RAFTDIR_ENOMEM : RAFTDIR_EAUTH, "certificate in %s is not signed by the CA in %s: %s", files->cert, files->ca,
                      X509_verify_cert_error_string(X509_STORE_CTX_get_error(sc)));
     X509_STORE_CTX_free(sc);
     ERR_clear_error();
@@ -228,7 +242,7 @@ free_chain:
     return rc;
 }
 
-int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err)
+static int context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err)
 {
     if (!files->ca)
         return err_set(err, RAFTDIR_EINVAL, "a CA file is needed for TLS");
@@ -258,6 +272,13 @@ int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct er
 free_ctx:
     SSL_CTX_free(ctx);
     return rc;
+}
+
+int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err)
+{
+    int rc = context_create(files, ctx_r, err);
+    /* Where memory was lacking, OpenSSL says now and then that a certificate is bad. What is wrong with it is wrong twice. */
+    return rc && rc != RAFTDIR_ENOMEM ? context_create(files, ctx_r, err) : rc;
 }
 
 /* A name goes into logs, configurations and member addresses: one line of printable text, nothing that ends a C string early. */

@@ -20,5 +20,7 @@ int tls_cert_name(X509 *cert, char *buf_r, size_t size, struct err *err);
 int tls_peer_name(SSL *ssl, char *buf_r, size_t size, struct err *err);
 /* The reason of the last failure as text (of a failed verification: which); empties the OpenSSL queue of this thread. */
 void tls_error_text(SSL *ssl, char *buf_r, size_t size);
+/* Was it for lack of memory that the last call failed? As far as OpenSSL tells. Leaves its queue as it is. */
+bool tls_no_memory(SSL *ssl);
 
 #endif
