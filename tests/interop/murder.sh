@@ -1,8 +1,8 @@
 # murder.sh - two Cyrus servers, be1 and be2, on loopback, as a MUPDATE murder whose master is raftdir. Sourced after cluster/lib.sh and cyrus.sh.
 # shellcheck shell=bash disable=SC2154
 #
-# Everything below $murder ($work/murder). The servers run as nobody when the test is root. master's LD_PRELOAD reaches its services; tools get it from
-# cyrus_tool. Passwords: whatever is given is right (preload_client.py passwords).
+# Everything below $murder ($work/murder). The servers run as nobody when the test is root. be1's services are started by raftdir-cyrus, be2's inherit LD_PRELOAD
+# from master; tools get it from cyrus_tool. Passwords: whatever is given is right (preload_client.py passwords).
 
 murder=$work/murder
 murder_preload=$build_release/libraftdir-cyrus.so
@@ -18,7 +18,8 @@ print(*(x.getsockname()[1] for x in s))' "$1"
 imap_at() { cat "$murder/$1.imap"; }   # 127.0.0.1:PORT
 lmtp_at() { cat "$murder/$1.lmtp"; }
 murder_config() {  # murder_config SERVER
-  local s=$1 d=$murder/$1 bin=$cyrus_root/usr/lib/cyrus/bin
+  local s=$1 d=$murder/$1 bin=$cyrus_root/usr/lib/cyrus/bin run=""
+  [ "$s" != be1 ] || run="$build_release/raftdir-cyrus "
   mkdir -p "$d"/{mail,mail2,sieve,socket,db,proc,lock,log,msg,ptclient,user,quota}
   cat >"$d.conf" <<X
 configdirectory: $d
@@ -59,8 +60,8 @@ START {
   recover cmd="$bin/ctl_cyrusdb -C $d.conf -r"
 }
 SERVICES {
-  imap cmd="$bin/imapd -C $d.conf -U 30" listen="$(imap_at "$s")" prefork=0 maxforkrate=0
-  lmtp cmd="$bin/lmtpd -C $d.conf -U 30" listen="$(lmtp_at "$s")" prefork=0 maxforkrate=0
+  imap cmd="$run$bin/imapd -C $d.conf -U 30" listen="$(imap_at "$s")" prefork=0 maxforkrate=0
+  lmtp cmd="$run$bin/lmtpd -C $d.conf -U 30" listen="$(lmtp_at "$s")" prefork=0 maxforkrate=0
 }
 EVENTS {
 }
@@ -68,14 +69,16 @@ X
 }
 # murder_env SERVER COMMAND...: the environment in which Cyrus' programs run.
 murder_env() {
-  local server=$1 libs="" user; shift
+  local server=$1 libs="" user modules=$murder_preload:$build_release/tests/preload_names.so; shift
   user=$(id -un)
   [ "$user" != root ] || user=nobody
+  # be1's master doesn't have it.
+  if [ "$server" = be1 ] && [ "$1" = setsid ]; then modules=$build_release/tests/preload_names.so; fi
   if [ -n "$cyrus_root" ]; then
     libs=$(find "$cyrus_root/usr/lib" "$cyrus_root/lib" -maxdepth 2 -name 'lib*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd:)
   fi
   env ${libs:+LD_LIBRARY_PATH="$libs" SASL_PATH="$(find "$cyrus_root/usr/lib" -maxdepth 2 -name sasl2 | paste -sd:)"} CYRUS_USER="$user" \
-    RAFTDIR_CYRUS_CONF="$murder/$server.raftdir" PRELOAD_NAMES="$murder/names" LD_PRELOAD="$murder_preload:$build_release/tests/preload_names.so" "$@"
+    RAFTDIR_CYRUS_CONF="$murder/$server.raftdir" PRELOAD_NAMES="$murder/names" LD_PRELOAD="$modules" "$@"
 }
 cyrus_tool() { local s=$1 program=$2; shift 2; murder_env "$s" "$cyrus_root/usr/lib/cyrus/bin/$program" -C "$murder/$s.conf" "$@"; }
 
