@@ -12,6 +12,9 @@
  *    A busy pipeline whose answers keep coming isn't doubled by impatience before that.
  * An endpoint that let a call wait for 2 or 3, or that a second endpoint has beaten twice in a row, is no first choice for SLOW_MS.
  *
+ * A handle that goes on writing keeps a second connection ready. When a node dies, all its clients move at once, and they shouldn't all be in the middle of a TLS handshake
+ * when the cluster has a new leader. Others connect when they need it: most processes never do.
+ *
  * Times are whole milliseconds: endpoints that answer in less are told apart from slow ones only by HEDGE_MIN_MS, which is what it is for. */
 #include <assert.h>
 #include <stdlib.h>
@@ -24,6 +27,8 @@
 #define SILENCE_MS 100
 #define OLD_PATIENCES 10
 #define BEATEN_MAX 2
+#define WARM_WRITES 8      /* so many writes */
+#define WARM_WITHIN_MS 2000 /* in so short a time are a handle that goes on writing */
 
 unsigned endpoint_number(const struct raftdir *d, const struct endpoint *ep)
 {
@@ -168,8 +173,17 @@ void choose_answered(struct call *c, unsigned i, uint64_t now)
 
 /* --- When to go to a second one ------------------------------------------------------------------------------------------------------------ */
 
-void choose_started(struct raftdir *d)
+void choose_started(struct call *c)
 {
+    struct raftdir *d = c->d;
+    if (c->flags & CALL_WRITE) {
+        if (c->started_at - d->writes_since > WARM_WITHIN_MS) {
+            d->writes_since = c->started_at;
+            d->writes_n = 0;
+        }
+        if (d->writes_n < WARM_WRITES)
+            d->writes_n++;
+    }
     d->hedge_budget += HEDGE_PERCENT;
     if (d->hedge_budget > HEDGE_BURST * 100)
         d->hedge_budget = HEDGE_BURST * 100;
@@ -272,6 +286,17 @@ struct endpoint *choose_second(struct call *c, uint64_t now)
         return NULL;
     d->hedge_budget -= 100;
     return other;
+}
+
+struct endpoint *choose_warm(const struct call *c, uint64_t now)
+{
+    const struct raftdir *d = c->d;
+    if (!(c->flags & CALL_WRITE) || d->writes_n < WARM_WRITES || c->pinned >= 0)
+        return NULL;
+    for (unsigned i = 0; i < d->endpoints_n; i++)
+        if (d->endpoints[i]->link && !has_attempt_at(c, d->endpoints[i]) && eligible(c, i))
+            return NULL;
+    return choose_endpoint(c, now);
 }
 
 bool choose_ping(const struct call *c, const struct attempt *a, uint64_t now)

@@ -73,7 +73,7 @@ void call_start(struct call *c)
     if (c->next)
         c->next->prev = c;
     c->d->calls = c;
-    choose_started(c->d);
+    choose_started(c);
 }
 
 static Raftdir__Client__ToNode head_of(uint64_t request_id)
@@ -350,6 +350,9 @@ static void attempt_start(struct call *c, struct endpoint *ep, uint64_t now)
         return;
     }
     c->attempts[c->attempts_n++] = (struct attempt){.ep = ep, .request_id = request_id(c), .started_at = now};
+    struct endpoint *warm = choose_warm(c, now);
+    if (warm && link_open(d, warm, now, &err) < 0)
+        endpoint_failed(d, warm, now, &err);
 }
 
 static void new_round(struct call *c, uint64_t now)

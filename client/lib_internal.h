@@ -162,6 +162,8 @@ struct raftdir {
     unsigned sources_n;
     char *site;          /* ours; NULL: not known yet */
     unsigned hedge_budget; /* in hundredths of a request */
+    uint64_t writes_since; /* writes_n began then */
+    unsigned writes_n;
     bool only_these;
     SSL_CTX *tls;        /* NULL without tls: endpoints and without a CA */
     char *software;
@@ -237,9 +239,10 @@ int dns_read_srv(const uint8_t *answer, size_t len, struct dns_target *targets, 
 
 /* lib_choose.c */
 void choose_init(struct raftdir *d);
-void choose_started(struct raftdir *d);                                     /* a call began */
+void choose_started(struct call *c);                                        /* it has just begun */
 struct endpoint *choose_endpoint(const struct call *c, uint64_t now);       /* for its next attempt; NULL: none now */
 struct endpoint *choose_second(struct call *c, uint64_t now);               /* for one more attempt beside those that wait; NULL: not now */
+struct endpoint *choose_warm(const struct call *c, uint64_t now);           /* to connect to ahead of need; NULL: none */
 bool choose_ping(const struct call *c, const struct attempt *a, uint64_t now);  /* is a ping due on the attempt's link? */
 void choose_answered(struct call *c, unsigned i, uint64_t now);             /* attempt i got its answer, before it is dropped */
 uint64_t choose_wakes(const struct call *c, uint64_t now);                   /* when choose_second or choose_ping may say something else */
