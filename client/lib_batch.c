@@ -156,9 +156,10 @@ static void mailbox_set(Raftdir__Log__Mailbox *b, Raftdir__Log__Location *l, con
     b->has_foldermodseq = m->foldermodseq || (update && (m->fields & RAFTDIR_F_FOLDERMODSEQ));
 }
 
-static bool mailbox_ok(const struct raftdir_mailbox *m)
+/* The caller's, as ours. */
+static bool mailbox_take(struct raftdir_mailbox *own, const struct raftdir_mailbox *m)
 {
-    return m && m->size == sizeof *m && given(m->name);
+    return m && lib_sized(own, sizeof *own, m, m->size) && given(own->name);
 }
 
 static int token_set(protobuf_c_boolean *has_r, ProtobufCBinaryData *data_r, const void *token, size_t len)
@@ -183,9 +184,10 @@ int raftdir_batch_add_create(raftdir_batch *b, const struct raftdir_mailbox *m, 
     Raftdir__Log__Mailbox box;
     Raftdir__Log__Location at;
     Raftdir__Log__Create c = RAFTDIR__LOG__CREATE__INIT;
-    if (!mailbox_ok(m) || !given(m->server))
+    struct raftdir_mailbox own;
+    if (!mailbox_take(&own, m) || !given(own.server))
         return RAFTDIR_EINVAL;
-    mailbox_set(&box, &at, m, false);
+    mailbox_set(&box, &at, &own, false);
     c.mailbox = &box;
     if (token_set(&c.has_token, &c.token, token, token_len) < 0)
         return RAFTDIR_ETOOBIG;
@@ -197,9 +199,10 @@ int raftdir_batch_add_put(raftdir_batch *b, const struct raftdir_mailbox *m)
     Raftdir__Log__Mailbox box;
     Raftdir__Log__Location at;
     Raftdir__Log__Put p = RAFTDIR__LOG__PUT__INIT;
-    if (!mailbox_ok(m) || !given(m->server))
+    struct raftdir_mailbox own;
+    if (!mailbox_take(&own, m) || !given(own.server))
         return RAFTDIR_EINVAL;
-    mailbox_set(&box, &at, m, false);
+    mailbox_set(&box, &at, &own, false);
     p.mailbox = &box;
     ADD(b, put, PUT, p);
 }
@@ -208,9 +211,10 @@ int raftdir_batch_add_update(raftdir_batch *b, const struct raftdir_mailbox *m)
 {
     Raftdir__Log__Mailbox box;
     Raftdir__Log__Update u = RAFTDIR__LOG__UPDATE__INIT;
-    if (!mailbox_ok(m))
+    struct raftdir_mailbox own;
+    if (!mailbox_take(&own, m))
         return RAFTDIR_EINVAL;
-    mailbox_set(&box, NULL, m, true);
+    mailbox_set(&box, NULL, &own, true);
     u.mailbox = &box;
     ADD(b, update, UPDATE, u);
 }
@@ -236,9 +240,10 @@ int raftdir_batch_add_activate(raftdir_batch *b, const struct raftdir_mailbox *m
     Raftdir__Log__Mailbox box;
     Raftdir__Log__Location at;
     Raftdir__Log__Activate a = RAFTDIR__LOG__ACTIVATE__INIT;
-    if (!mailbox_ok(m) || !given(m->server))
+    struct raftdir_mailbox own;
+    if (!mailbox_take(&own, m) || !given(own.server))
         return RAFTDIR_EINVAL;
-    mailbox_set(&box, &at, m, false);
+    mailbox_set(&box, &at, &own, false);
     a.mailbox = &box;
     a.has_take_over = a.take_over = take_over != 0;
     if (token_set(&a.has_token, &a.token, token, token_len) < 0)

@@ -52,15 +52,25 @@ static const char *or_env(const char *given, const char *variable)
     return e && *e ? e : NULL;
 }
 
+/* Members may only be added at the end: a caller's struct may be shorter than ours (an older program: the rest is not given) or longer (a newer one: it works
+ * while it doesn't use what we don't know). */
+bool lib_sized(void *own, size_t own_size, const void *given, size_t given_size)
+{
+    if (given_size < sizeof(size_t) || given_size > own_size + SIZED_EXTRA_MAX)
+        return false;
+    for (size_t i = own_size; i < given_size; i++)
+        if (((const char *)given)[i])
+            return false;
+    memset(own, 0, own_size);
+    memcpy(own, given, given_size < own_size ? given_size : own_size);
+    return true;
+}
+
 int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, size_t text_size)
 {
     struct err err = {0};
-    struct raftdir_options none;
+    struct raftdir_options own;
     *d_r = NULL;
-    if (!o) {
-        raftdir_options_init(&none);
-        o = &none;
-    }
     if (text_r && text_size)
         *text_r = '\0';
     struct raftdir *d = calloc(1, sizeof *d);
@@ -69,9 +79,14 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
         goto failed;
     }
     wait_init(d);
-    if (o->size != sizeof *o || o->level < 0 || o->level > RAFTDIR_LINEARIZABLE || o->window > WINDOW_MAX) {
-        err_set(&err, RAFTDIR_EINVAL,
-                o->size != sizeof *o ? "options of another version: use raftdir_options_init" : "options: level or window out of range");
+    raftdir_options_init(&own);
+    if (o && !lib_sized(&own, sizeof own, o, o->size)) {
+        err_set(&err, RAFTDIR_EINVAL, "options of another version: use raftdir_options_init");
+        goto failed;
+    }
+    o = &own;
+    if (o->level < 0 || o->level > RAFTDIR_LINEARIZABLE || o->window > WINDOW_MAX) {
+        err_set(&err, RAFTDIR_EINVAL, "options: level or window out of range");
         goto failed;
     }
     d->pid = getpid();

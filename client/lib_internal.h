@@ -37,6 +37,7 @@
 #define READS_MAX 1024               /* reads begun by raftdir_*_start, in flight */
 #define CALL_BUCKETS 256             /* calls in flight, by their number */
 #define CALL_ATTEMPT_BITS 20         /* a request id: the call's number, then which of its attempts */
+#define SIZED_EXTRA_MAX 1024         /* bytes that a newer program's struct may have beyond ours */
 #define UNWATCHED_MS 10              /* how often a link is looked at that the kernel has no room to watch */
 
 struct raftdir;
@@ -208,6 +209,8 @@ struct raftdir {
 
 /* lib_handle.c */
 uint64_t lib_now_ms(void);
+/* A caller's struct that begins with its size, as ours. false: raftdir_*_init didn't begin it, or it uses members that this version doesn't know. */
+bool lib_sized(void *own, size_t own_size, const void *given, size_t given_size);
 int lib_random(void *buf, size_t len, struct err *err);
 /* The start of every public function: right process, not within a callback, error cleared. */
 int lib_enter(struct raftdir *d);

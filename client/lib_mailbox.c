@@ -64,6 +64,11 @@ int mailbox_from_answer(const Raftdir__Client__FromNode *m, const struct endpoin
 
 struct raftdir_mailbox *raftdir_mailbox_copy(const struct raftdir_mailbox *m)
 {
+    struct raftdir_mailbox own;
+    if (!lib_sized(&own, sizeof own, m, m->size))
+        return NULL;
+    own.size = sizeof own;
+    m = &own;
     size_t len = sizeof *m;
 #define X(field) len += m->field ? strlen(m->field) + 1 : 0;
     STRINGS(X)

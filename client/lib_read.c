@@ -316,17 +316,15 @@ no_memory:
 
 int raftdir_list_open(raftdir *d, const struct raftdir_filter *f, raftdir_list **l_r)
 {
-    struct raftdir_filter any;
+    struct raftdir_filter own;
     *l_r = NULL;
     int rc = lib_enter(d);
     if (rc < 0)
         return rc;
-    if (!f) {
-        raftdir_filter_init(&any);
-        f = &any;
-    }
-    if (f->size != sizeof *f)
+    raftdir_filter_init(&own);
+    if (f && !lib_sized(&own, sizeof own, f, f->size))
         return err_set(&d->err, RAFTDIR_EINVAL, "a filter of another version: use raftdir_filter_init");
+    f = &own;
     struct raftdir_list *l = calloc(1, sizeof *l);
     if (!l)
         return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");
@@ -344,12 +342,14 @@ int raftdir_list_open(raftdir *d, const struct raftdir_filter *f, raftdir_list *
 
 int raftdir_visible_open(raftdir *d, const struct raftdir_visible *v, raftdir_list **l_r)
 {
+    struct raftdir_visible own;
     *l_r = NULL;
     int rc = lib_enter(d);
     if (rc < 0)
         return rc;
-    if (!v || v->size != sizeof *v || !v->user || !*v->user)
+    if (!v || !lib_sized(&own, sizeof own, v, v->size) || !own.user || !*own.user)
         return err_set(&d->err, RAFTDIR_EINVAL, "a user is needed, in a struct that raftdir_visible_init began");
+    v = &own;
     if (v->groups_n > USER_GROUPS_MAX)
         return err_set(&d->err, RAFTDIR_ETOOBIG, "%zu groups; at most %d", v->groups_n, USER_GROUPS_MAX);
     struct raftdir_list *l = calloc(1, sizeof *l);

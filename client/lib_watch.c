@@ -172,17 +172,15 @@ static int watch_ended(struct raftdir_watch *w)
 
 int raftdir_watch_open(raftdir *d, const struct raftdir_watch_filter *f, const struct raftdir_position *from, raftdir_watch **w_r)
 {
-    struct raftdir_watch_filter any;
+    struct raftdir_watch_filter own;
     *w_r = NULL;
     int rc = lib_enter(d);
     if (rc < 0)
         return rc;
-    if (!f) {
-        raftdir_watch_filter_init(&any);
-        f = &any;
-    }
-    if (f->size != sizeof *f)
+    raftdir_watch_filter_init(&own);
+    if (f && !lib_sized(&own, sizeof own, f, f->size))
         return err_set(&d->err, RAFTDIR_EINVAL, "a filter of another version: use raftdir_watch_filter_init");
+    f = &own;
     struct raftdir_watch *w = calloc(1, sizeof *w);
     if (!w)
         return err_set(&d->err, RAFTDIR_ENOMEM, "out of memory");

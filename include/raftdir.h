@@ -22,6 +22,8 @@
  * - Strings are NUL-terminated. Mailbox names are in Cyrus' internal form (`user.john^doe`, `example.org!user.anna`): '.' separates, '^' is a literal dot.
  *   Where a *user* is meant, it is written as people do: `john.doe@example.org`.
  * - Out of memory: RAFTDIR_ENOMEM, and the handle stays usable.
+ * - Versions: structs that begin with `size` may get members at their end, and so may structs that the library makes (raftdir_node_status, ...). A program works with
+ *   a newer library as it is, and with an older one while it leaves members that are newer at 0 (else RAFTDIR_EINVAL). All others stay as they are.
  *
  * Error codes first: the daemon, the protocol and the tools use the same table. */
 #ifndef RAFTDIR_H
@@ -195,7 +197,7 @@ static inline void raftdir_mailbox_init(struct raftdir_mailbox *m)
     memset(m, 0, sizeof *m);
     m->size = sizeof *m;
 }
-/* A copy in one piece of memory, given to the caller; NULL without memory. Free with raftdir_mailbox_free (NULL is fine). Thread-safe. */
+/* A copy in one piece of memory, given to the caller; NULL without memory, or when raftdir_mailbox_init didn't begin it. Free with raftdir_mailbox_free (NULL is fine). Thread-safe. */
 RAFTDIR_API struct raftdir_mailbox *raftdir_mailbox_copy(const struct raftdir_mailbox *m);
 RAFTDIR_API void raftdir_mailbox_free(struct raftdir_mailbox *m);
 
