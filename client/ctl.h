@@ -32,7 +32,7 @@ struct ctl_options {
     unsigned max_age_ms; /* 0: not given */
     /* reads */
     bool by_uniqueid, by_user, reserved;
-    const char *groups, *rights, *pattern, *prefix, *server, *partition, *after;
+    const char *groups, *rights, *pattern, *prefix, *server, *partition, *after, *from;
     uint64_t limit;
     /* writes */
     bool subtree, take_over, if_absent, if_present;
@@ -117,6 +117,9 @@ uint64_t ctl_now_ms(void);
 /* "server!partition" or "server"; the parts in *server_r and *partition_r, given (free *server_r). */
 int ctl_location(struct ctl *c, const char *text, char **server_r, const char **partition_r);
 
+/* ctl_watch.c: "INCARNATION:INDEX:DONE" */
+void ctl_position(const struct raftdir_position *p, char *buf_r, size_t size);
+
 /* Commands. */
 int ctl_lookup(struct ctl *c);
 int ctl_list(struct ctl *c);
@@ -139,6 +142,7 @@ int ctl_import(struct ctl *c);
 int ctl_export(struct ctl *c);
 int ctl_verify(struct ctl *c);
 int ctl_barrier(struct ctl *c);
+int ctl_watch(struct ctl *c);
 int ctl_cluster_bootstrap(struct ctl *c);
 int ctl_cluster_join(struct ctl *c);
 int ctl_cluster_rebuild(struct ctl *c);

@@ -61,6 +61,8 @@ static json_t *status_json(const struct raftdir_node_status *s, const char *endp
     json_object_set_new(o, "log_first", json_integer((json_int_t)s->log_first));
     json_object_set_new(o, "space", ctl_string(*s->space ? s->space : "ok"));
     json_object_set_new(o, "space_free", s->space_free ? json_integer((json_int_t)s->space_free) : json_null());
+    json_object_set_new(o, "local_readers", json_integer(s->local_readers));
+    json_object_set_new(o, "watchers", json_integer(s->watchers));
     json_object_set_new(o, "scrub_age_s", s->scrub_age_s < 0 ? json_null() : json_integer(s->scrub_age_s));
     json_object_set_new(o, "image", *s->fetching.phase ? image_json(&s->fetching) : json_null());
     json_t *sending = json_array(), *alarms = json_array();

@@ -66,6 +66,9 @@ const struct ctl_command ctl_commands[] = {
      "  --format json (default) or legacy (for `ctl_mboxlist -u -L`). Cyrus needs a uniqueid: one is made up where there is none, unless --exact.\n"
      "  --local-server NAME: mailboxes there are written without a server, as that backend's own dump has them.\n"},
     {"verify", ctl_verify, 0, 0, "", "every node re-reads and compares everything", "", "  Exit code 6 when a node finds a problem or nodes differ.\n"},
+    {"watch", ctl_watch, 0, 0, "", "changes as they happen, one a line", "prefix,server,partition,from,limit,reserved",
+     "  Each line begins with the position behind the event; --from POSITION goes on there, at any node, and tells nothing twice. To begin with what is there:\n"
+     "  `raftdirctl list --json` ends with its position. --limit N: end after N events. Exit code 1: the events from there on are no longer kept.\n"},
     {"barrier", ctl_barrier, 0, 1, "[INDEX]", "wait until the node has what is done by now, or INDEX", "", NULL},
     {NULL, NULL, 0, 0, NULL, NULL, NULL, NULL}};
 
@@ -93,6 +96,7 @@ enum {
     OPT_PARTITION,
     OPT_AFTER,
     OPT_LIMIT,
+    OPT_FROM,
     OPT_SUBTREE,
     OPT_TAKE_OVER,
     OPT_IF_ABSENT,
@@ -152,6 +156,7 @@ static const struct option options[] = {{"endpoint", required_argument, NULL, 'e
                                         {"partition", required_argument, NULL, OPT_PARTITION},
                                         {"after", required_argument, NULL, OPT_AFTER},
                                         {"limit", required_argument, NULL, OPT_LIMIT},
+                                        {"from", required_argument, NULL, OPT_FROM},
                                         {"subtree", no_argument, NULL, OPT_SUBTREE},
                                         {"take-over", no_argument, NULL, OPT_TAKE_OVER},
                                         {"if-absent", no_argument, NULL, OPT_IF_ABSENT},
@@ -452,6 +457,7 @@ static int take_option(struct ctl *c, int o, const char *arg)
     case OPT_SERVER: x->server = arg; break;
     case OPT_PARTITION: x->partition = arg; break;
     case OPT_AFTER: x->after = arg; break;
+    case OPT_FROM: x->from = arg; break;
     case OPT_LIMIT: x->limit = n; break;
     case OPT_SUBTREE: x->subtree = true; break;
     case OPT_TAKE_OVER: x->take_over = true; break;

@@ -58,6 +58,7 @@ int ctl_exit_code(int code)
     case RAFTDIR_EOTHERSTORE:
     case RAFTDIR_EFENCED:
     case RAFTDIR_EBUSY:
+    case RAFTDIR_ECOMPACTED:
         return EXIT_NO;
     case RAFTDIR_EINVAL:
     case RAFTDIR_ENAME:
@@ -114,6 +115,8 @@ static const char *hint(int code)
         return "the mailbox is active elsewhere: `raftdirctl lookup NAME`; --take-over if that is meant";
     case RAFTDIR_ERESERVED:
         return "wait until the reservation expires, or give its --token";
+    case RAFTDIR_ECOMPACTED:
+        return "`raftdirctl list --json` says what is there and ends with a position: watch from that one";
     case RAFTDIR_ECONFLICT:
         return "somebody changed it: look again, then decide";
     }

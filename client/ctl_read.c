@@ -146,6 +146,12 @@ static int print_rows(struct ctl *c, raftdir_list *l, bool visible)
         json_object_set_new(tail, "skips", json_integer((json_int_t)skips));
         json_object_set_new(tail, "complete", json_boolean(rc == 0));
         json_object_set_new(tail, "answer", ctl_answer_json(c->d));
+        struct raftdir_position p;
+        char position[64];
+        if (raftdir_list_position(l, &p) == 0) {
+            ctl_position(&p, position, sizeof position);
+            json_object_set_new(tail, "position", ctl_string(position));
+        }
         if (rc < 0)
             json_object_set_new(tail, "error", ctl_error_json(rc, raftdir_message(c->d)));
         char *text = json_dumps(tail, JSON_COMPACT);

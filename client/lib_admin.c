@@ -106,6 +106,8 @@ int raftdir_status(raftdir *d, const struct raftdir_node_status **status_r)
         .log_first = s->log_first,
         .space = or_empty(s->space),
         .space_free = s->space_free,
+        .local_readers = s->local_readers,
+        .watchers = s->watchers,
         .scrub_age_s = s->has_scrub_age_s && s->scrub_age_s <= INT64_MAX ? (int64_t)s->scrub_age_s : -1,
         .fetching = image_from(s->image),
         .sending_n = s->n_sending < LIB_SENDING_MAX ? s->n_sending : LIB_SENDING_MAX,

@@ -90,6 +90,10 @@ static void watch_on_frame(struct call *c, Raftdir__Client__FromNode *m)
     const char *wrong = NULL;
     struct raftdir_position p = w->received;
     uint32_t n = 0;
+    if (c->done) { /* behind what ended the call */
+        raftdir__client__from_node__free_unpacked(m, NULL);
+        return;
+    }
     if (m->body_case != RAFTDIR__CLIENT__FROM_NODE__BODY_EVENTS || !m->has_more || !m->more || !m->has_incarnation || !m->incarnation)
         wrong = "a watch was answered with something else than events";
     else if (p.incarnation && p.incarnation != m->incarnation)
