@@ -1,7 +1,8 @@
 /* watch_helper.c - for tests/cluster/watch: random changes, and copies of the directory that are kept by list and watch alone. RAFTDIR_ENDPOINTS, RAFTDIR_CA and so on say
  * where the cluster is.
  *
- *   watch_helper load SEED SECONDS TAG [BYTES]   random operations; prints "INCARNATION INDEX DONE-WRITES" at the end. Fails when a write ends otherwise than done or refused
+ *   watch_helper load SEED SECONDS TAG           random operations; prints "INCARNATION INDEX DONE-WRITES" at the end. Fails when a write ends otherwise than done or refused
+ *   watch_helper bulk WRITES BYTES TAG               so many mailboxes with a field of so many bytes, as fast as it goes
  *   watch_helper copy OUT STOP PREFIX SERVER PARTITION RESERVED
  *       holds a copy until the file STOP names an index ("INCARNATION INDEX") and everything up to there was told; then writes it to OUT, a line a mailbox, sorted,
  *       and prints "EVENTS LISTS". Positions that don't ascend strictly, or an event outside of the filter, end it with status 4; what a node must never say, with 5. */
@@ -99,13 +100,10 @@ static int load(int argc, char **argv)
     rnd = strtoull(argv[0], NULL, 10) * 2654435769u + 1;
     uint64_t until = now_ms() + strtoull(argv[1], NULL, 10) * 1000, done = 0;
     tag = argv[2];
-    size_t len = argc > 3 ? strtoul(argv[3], NULL, 10) : 20;
     raftdir *d = handle();
-    char *history = calloc(1, len + 64);
-    if (!history)
-        return 2;
+    char history[64];
     while (now_ms() < until) {
-        snprintf(history, len + 64, "[\"%0*u\"]", (int)len, below(1000000));
+        snprintf(history, sizeof history, "[\"%u\"]", below(1000000));
         int rc = one(d, history);
         done += rc == 0;
         switch (rc) {
@@ -123,7 +121,6 @@ static int load(int argc, char **argv)
             return 1;
         }
     }
-    free(history);
     /* All that was done, by whomever. */
     struct raftdir_answer answer;
     raftdir_set_level(d, RAFTDIR_LINEARIZABLE);
@@ -134,6 +131,47 @@ static int load(int argc, char **argv)
     printf("%" PRIu64 " %" PRIu64 " %" PRIu64 "\n", answer.incarnation, answer.index, done);
     raftdir_close(&d);
     return 0;
+}
+
+static void on_written(void *data, int code, const char *message, const struct raftdir_result *result)
+{
+    (void)result;
+    if (code == 0)
+        return;
+    fprintf(stderr, "bulk: %s: %s\n", raftdir_errname(code), message);
+    *(int *)data = 1;
+}
+
+static int bulk(int argc, char **argv)
+{
+    if (argc != 3)
+        return 2;
+    unsigned n = (unsigned)strtoul(argv[0], NULL, 10), len = (unsigned)strtoul(argv[1], NULL, 10);
+    raftdir *d = handle();
+    raftdir_batch *b = raftdir_batch_create();
+    char *history = calloc(1, len + 64), key[64];
+    struct raftdir_mailbox m;
+    int failed = 0;
+    if (!b || !history)
+        return 2;
+    for (unsigned i = 0; i < n; i++) {
+        raftdir_mailbox_init(&m);
+        snprintf(key, sizeof key, "user.%s.b%u", argv[2], i % 50);
+        snprintf(history, len + 64, "[\"%0*u\"]", (int)len, i);
+        m.name = key;
+        m.server = "be1";
+        m.name_history = history;
+        raftdir_batch_clear(b);
+        if (raftdir_batch_add_put(b, &m) < 0 || raftdir_submit(d, b, on_written, &failed) < 0) {
+            fprintf(stderr, "bulk: %s\n", raftdir_message(d));
+            return 1;
+        }
+    }
+    int rc = raftdir_drain(d);
+    raftdir_batch_destroy(&b);
+    raftdir_close(&d);
+    free(history);
+    return rc < 0 || failed;
 }
 
 /* --- A copy ---------------------------------------------------------------------------------------------------------------------------- */
@@ -308,6 +346,8 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "load"))
         return load(argc - 2, argv + 2);
+    if (argc > 1 && !strcmp(argv[1], "bulk"))
+        return bulk(argc - 2, argv + 2);
     if (argc > 1 && !strcmp(argv[1], "copy"))
         return copy(argc - 2, argv + 2);
     fprintf(stderr, "see the head of watch_helper.c\n");
