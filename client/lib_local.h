@@ -80,6 +80,7 @@ int local_list_open(struct raftdir *d, const Raftdir__Client__List *list, const 
 #define LOCAL_LIST_PASS 2
 int local_list_next(struct local_list *l, uint64_t deadline, const struct raftdir_mailbox **m_r);
 bool local_list_began(const struct local_list *l); /* a state was read: no older one will do from now on */
+void local_list_state(const struct local_list *l, uint64_t *incarnation_r, uint64_t *index_r); /* that the last chunk was read from */
 const char *local_list_last(const struct local_list *l); /* name of the row that was given last; NULL: none */
 void local_list_counters(const struct local_list *l, uint64_t *touched_r, uint64_t *skips_r);
 void local_list_close(struct local_list **l);

@@ -227,6 +227,12 @@ bool local_list_began(const struct local_list *l)
     return l->began;
 }
 
+void local_list_state(const struct local_list *l, uint64_t *incarnation_r, uint64_t *index_r)
+{
+    *incarnation_r = l->incarnation;
+    *index_r = l->index;
+}
+
 const char *local_list_last(const struct local_list *l)
 {
     return l->last;

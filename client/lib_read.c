@@ -300,6 +300,8 @@ static int list_start(struct raftdir *d, struct raftdir_list *l, raftdir_list **
     l->level = d->level;
     int rc = local_list_open(d, &l->list, l->visible ? &l->who : NULL, l->limit, &l->local);
     if (rc == 0) {
+        l->position = (struct raftdir_position){.done = RAFTDIR_DONE_ALL};
+        local_list_state(l->local, &l->position.incarnation, &l->position.index); /* of the first chunk, which has just been read */
         *l_r = l;
         return 0;
     }

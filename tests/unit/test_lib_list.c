@@ -207,6 +207,9 @@ static void whole_list(void **state)
     assert_int_equal(read_all(l, &n), 0);
     assert_int_equal(n, 20000);
     assert_int_equal(raftdir_list_next(l, &m), 0); /* the end again */
+    struct raftdir_position p;
+    assert_int_equal(raftdir_list_position(l, &p), 0);
+    assert_true(p.incarnation == 1 && p.index == 70 && p.done == RAFTDIR_DONE_ALL);
     raftdir_list_counters(l, &touched, &skips);
     assert_int_equal(touched, 40000);
     assert_int_equal(skips, 3);
