@@ -223,7 +223,7 @@ static uint64_t overdue_at(const struct call *c, const struct attempt *a)
         return a->started_at + (a->ep->path ? silence_of(d) : d->patience_ms);
     uint64_t heard = later(a->sent_at, a->ep->last_rx);
     /* Without a ping under way nobody knows: maybe the user was away, and answers wait to be read. */
-    uint64_t silent = a->ep->ping_at < heard ? UINT64_MAX : later(heard + silence_of(d), a->ep->ping_at + silence_of(d) / 2);
+    uint64_t silent = !a->ep->ping_open ? UINT64_MAX : later(heard + silence_of(d), a->ep->ping_at + silence_of(d) / 2);
     uint64_t stuck = later(a->sent_at, a->ep->last_answer) + d->patience_ms;
     uint64_t old = a->started_at + (uint64_t)OLD_PATIENCES * d->patience_ms;
     return sooner(sooner(silent, stuck), old);
@@ -305,7 +305,7 @@ bool choose_ping(const struct call *c, const struct attempt *a, uint64_t now)
     if (!wants_more(c) || !(c->flags & CALL_HEDGE) || !a->end_pos || !ep->link || ep->link->state != LINK_READY)
         return false;
     uint64_t heard = later(a->sent_at, ep->last_rx);
-    return ep->ping_at < heard && now >= heard + silence_of(c->d) / 2;
+    return !ep->ping_open && now >= heard + silence_of(c->d) / 2;
 }
 
 uint64_t choose_wakes(const struct call *c, uint64_t now)
@@ -321,7 +321,7 @@ uint64_t choose_wakes(const struct call *c, uint64_t now)
     for (unsigned i = 0; i < c->attempts_n; i++) {
         const struct attempt *a = &c->attempts[i];
         uint64_t heard = later(a->sent_at, a->ep->last_rx);
-        if (a->end_pos && (c->flags & CALL_HEDGE) && a->ep->ping_at < heard)
+        if (a->end_pos && (c->flags & CALL_HEDGE) && !a->ep->ping_open)
             times[n++] = heard + silence_of(c->d) / 2;
     }
     for (unsigned i = 0; i < n; i++)

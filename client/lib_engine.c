@@ -222,6 +222,7 @@ static void endpoint_failed(struct raftdir *d, struct endpoint *ep, uint64_t now
 {
     wake_calls(d);
     ep->err = *err;
+    ep->ping_open = false;
     bool was_ready = ep->link && ep->link->state == LINK_READY;
     bool no_memory = err->code == RAFTDIR_ENOMEM; /* here: no fault of the node's */
     /* Where memory was lacking, OpenSSL now and then finds a certificate bad, or doesn't send ours. What is really wrong is wrong twice. */
@@ -327,6 +328,7 @@ static void send_ping(struct raftdir *d, struct endpoint *ep, uint64_t now)
 {
     struct err err;
     ep->ping_at = now;
+    ep->ping_open = true;
     ep->ping_id = d->next_serial++ << CALL_ATTEMPT_BITS;
     Raftdir__Client__ToNode head = head_of(ep->ping_id);
     head.has_level = 1;
@@ -695,6 +697,7 @@ static int on_frame(struct raftdir *d, struct endpoint *ep, const uint8_t *frame
         return err_set(err, RAFTDIR_EVERSION, "%s: the node speaks protocol version %u, this library %d: upgrade it", ep->text, version, FRAME_VERSION);
     }
     ep->last_rx = now;
+    ep->ping_open = false;
     if (m->request_id != ep->ping_id) {
         ep->last_answer = now;
         if (m->code == 0 || m->code == RAFTDIR_ENOTFOUND)

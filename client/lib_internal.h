@@ -89,7 +89,8 @@ struct endpoint {
     uint64_t last_rx;
     uint64_t last_answer; /* last_rx but for answers to pings */
     uint64_t ping_at;    /* when the last ping was sent */
-    uint64_t ping_id;
+    uint64_t ping_id;    /* of the last one */
+    bool ping_open;      /* nothing has come since */
     unsigned beaten;     /* times in a row that a second endpoint was faster */
     struct latency latency[LATENCY_KINDS];
     struct err err;      /* of the last failure */
