@@ -77,6 +77,7 @@ struct link_scope {
     const struct auth_state *auth_state;
     char *only;    /* only names that begin with this, in the database's form; NULL: any */
     int nothing;   /* no name of others can match at all */
+    int here;      /* only what is on this server is meant */
     int loaded, failed;
     struct link_row *row;
     size_t rows_n, rows_size;

@@ -191,6 +191,8 @@ static void scope_begin(struct link_scope *s, const char *call, const struct nam
     link_scope = s;
     if (!link_enabled() || !patterns || strarray_size(patterns) < 1)
         return;
+    /* Nobody in particular asks: XFER and XBACKUP of a partition, annotations by pattern. That work is done for the mailboxes of this server. */
+    s->here = !ns && isadmin && !userid;
     s->only = literal_part(ns, patterns, isadmin, userid);
     s->nothing = ns && !isadmin && userid && is_inbox_pattern(ns, patterns);
 }

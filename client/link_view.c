@@ -423,7 +423,7 @@ int __wrap_cyrusdb_foreach(struct db *db, const char *prefix, size_t len, foreac
 int __wrap_cyrusdb_foreach(struct db *db, const char *prefix, size_t len, foreach_p *p, foreach_cb *cb, void *rock, struct txn **tid)
 {
     if (is_view(db) && !tid && !in_transaction && len) {
-        if (prefix[0] == KEY_NAME)
+        if (prefix[0] == KEY_NAME && !(link_scope && link_scope->here))
             return view_foreach(prefix, len, p, cb, rock);
         if (prefix[0] == KEY_ACL && index_usable())
             return index_foreach(prefix, len, p, cb, rock);
