@@ -52,7 +52,7 @@ failedloginpause: 0
 autocreate_quota: -1
 delete_mode: ${murder_delete_mode:-delayed}
 syslog_prefix: $s
-client_timeout: 10s
+client_timeout: 30s
 umask: 077
 X
   cat >"$d.cyrus.conf" <<X
@@ -92,8 +92,8 @@ endpoints = "$endpoints"
 ca = "$murder/tls/ca.crt"
 cert = "$murder/tls/backend.crt"
 key = "$murder/tls/backend.key"
-unreachable_ms = 1000
-lookup_timeout_ms = 3000
+unreachable_ms = 1500
+lookup_timeout_ms = 5000
 $([ "$s" != be2 ] || echo "local_dir = \"$(node_data 1)\"")
 X
   done
