@@ -2,13 +2,14 @@
  *
  *   bench_lookup [--mailboxes N] [--dir DIR] [--keep] [--lookups N] [--rounds N] [--commits MS] [--cold] [--ratio-max X]
  *
- * The state is made in DIR/state unless there is one already, and removed at the end unless --keep is given. It has the records, servers and stores of N mailboxes as a site
+ * The state is made in DIR/gen-1/state unless there is one already, and removed at the end unless --keep is given. It has the records, servers and stores of N mailboxes as a site
  * has them, but not the other indexes, which a lookup doesn't touch; so it is half as large as a node's.
  * Warm: rounds of lookups in random order, each of another order; within a round the kinds take turns, in an order that changes too. Medians of the rounds' means, in CPU time, and
  * of the ratios within each round: on a machine that does other things as well, the caches are as warm as those leave them.
  *   bare       mdb_txn_renew, mdb_get, mdb_txn_reset with the key as it is stored
  *   lookup     store_read_renew, store_lookup by the mailbox's name, store_read_reset: decoded, checksum verified, with the store's active server
  *   copy       the same, and all strings copied with a NUL each before the reset, as libraftdir does
+ *   library    raftdir_lookup at session level, which reads this host's copy (DIR is made a data directory), in an LMDB environment of its own on the same file
  *   absent     names that aren't there, by mdb_get and by store_lookup, which verifies the neighbours (store_absent.c)
  * --commits MS: meanwhile a thread commits a change that often; each makes the stores be read again.
  * --cold: fresh processes that look up some thousand names after the page cache has been dropped, in turns. Needs root for all of the cache, else only the file's pages go.
@@ -29,6 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "raftdir/name.h"
+#include "raftdir/page.h"
 #include "raftdir/store_state.h"
 
 #define ROUNDS_MAX 1001
@@ -39,8 +41,8 @@
 #define PARTITIONS 4
 #define COMMIT_ROWS 200000
 
-enum kind { BARE, LOOKUP, COPY, ABSENT_BARE, ABSENT_LOOKUP, KINDS };
-static const char *const kind_names[KINDS] = {"bare", "lookup", "copy", "absent, bare", "absent, lookup"};
+enum kind { BARE, LOOKUP, COPY, LIBRARY, ABSENT_BARE, ABSENT_LOOKUP, KINDS };
+static const char *const kind_names[KINDS] = {"bare", "lookup", "copy", "library", "absent, bare", "absent, lookup"};
 
 static struct {
     unsigned long mailboxes, lookups, rounds, commits_ms;
@@ -242,6 +244,50 @@ static double run_ours(struct store_txn *txn, const struct names *s, bool absent
     return run_clock() - t;
 }
 
+static struct page *page;
+static raftdir *handle;
+
+static void library_open(struct store *store)
+{
+    struct raftdir_options o;
+    struct store_txn *txn;
+    struct store_meta meta;
+    struct err err = {0};
+    char text[512];
+    if (page_create(options.dir, "bench", -1, &page, &err) || store_read_begin(store, &txn, &err) || store_meta_get(txn, &meta, &err))
+        die("page", err.text);
+    store_read_end(&txn);
+    atomic_store(&page->cluster_id, 1);
+    atomic_store(&page->node_id, 1);
+    atomic_store(&page->incarnation, 1);
+    atomic_store(&page->generation, 1);
+    atomic_store(&page->published, meta.applied_index);
+    atomic_store(&page->serving, 1);
+    raftdir_options_init(&o);
+    o.endpoints = "unix:/nonexistent/raftdird.sock";
+    o.local_dir = options.dir;
+    if (raftdir_open(&o, &handle, text, sizeof text))
+        die("raftdir_open", text);
+}
+
+static double run_library(const struct names *s)
+{
+    const struct raftdir_mailbox *m;
+    struct raftdir_answer answer;
+    atomic_store(&page->fresh_at_ms, page_now_ms());
+    atomic_store(&page->alive_at_ms, page_now_ms());
+    double t = run_clock();
+    for (size_t i = 0; i < s->n; i++) {
+        if (raftdir_lookup(handle, s->name[i], &m))
+            die(s->name[i], raftdir_message(handle));
+        sink += (size_t)m->server[0];
+    }
+    t = run_clock() - t;
+    if (raftdir_answer(handle, &answer) || !answer.local)
+        die("raftdir_lookup", "not answered from here");
+    return t;
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -297,6 +343,7 @@ static int warm(const char *dir)
     store_read_reset(txn);
     if (options.commits_ms && pthread_create(&writer, NULL, commit_often, store))
         die("writer", strerror(errno));
+    library_open(store);
     int counter = counter_open();
     for (unsigned long round = 0; round < options.rounds + 1; round++) /* the first one warms and doesn't count */
         for (unsigned turn = 0; turn < KINDS; turn++) {
@@ -304,7 +351,7 @@ static int warm(const char *dir)
             bool absent = kind == ABSENT_BARE || kind == ABSENT_LOOKUP;
             names_pick(&s, absent, &seed);
             uint64_t before = counter_read(counter);
-            double t = kind == BARE || kind == ABSENT_BARE ? run_bare(mdb, store->dbi[TABLE_MAILBOX], &s, absent) : run_ours(txn, &s, absent, kind == COPY);
+            double t = kind == LIBRARY ? run_library(&s) : kind == BARE || kind == ABSENT_BARE ? run_bare(mdb, store->dbi[TABLE_MAILBOX], &s, absent) : run_ours(txn, &s, absent, kind == COPY);
             if (round == 0)
                 continue;
             took[kind][round - 1] = t / (double)s.n * 1e9;
@@ -328,6 +375,8 @@ static int warm(const char *dir)
         writer_stop = true;
         pthread_join(writer, NULL);
     }
+    raftdir_close(&handle);
+    page_destroy(&page);
     mdb_txn_abort(mdb);
     store_read_end(&txn);
     store_close(&store);
@@ -432,15 +481,14 @@ static unsigned long number(const char *text)
     return v;
 }
 
-static void remove_state(const char *dir)
+static void remove_state(void)
 {
     char path[4096];
-    static const char *const files[] = {"data.mdb", "lock.mdb"};
-    for (int i = 0; i < 2; i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
-        unlink(path);
+    static const char *const files[] = {"gen-1/state/data.mdb", "gen-1/state/lock.mdb", "gen-1/state", "gen-1", "page"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/%s", options.dir, files[i]);
+        remove(path);
     }
-    rmdir(dir);
 }
 
 int main(int argc, char **argv)
@@ -472,8 +520,11 @@ int main(int argc, char **argv)
         options.rounds = options.cold ? 9 : 101;
     if (!options.dir && !(options.dir = mkdtemp(made)))
         die("mkdtemp", strerror(errno));
-    if ((size_t)snprintf(dir, sizeof dir, "%s/state", options.dir) >= sizeof dir)
+    if ((size_t)snprintf(dir, sizeof dir, "%s/gen-1", options.dir) >= sizeof dir - 8)
         die("the directory's name", "too long");
+    if (mkdir(dir, 0700) && errno != EEXIST)
+        die(dir, strerror(errno));
+    strcat(dir, "/state");
     if (options.child)
         return cold_child(dir, seed);
     if (stat(dir, &st)) {
@@ -489,7 +540,7 @@ int main(int argc, char **argv)
     else
         rc = warm(dir);
     if (!options.keep) {
-        remove_state(dir);
+        remove_state();
         if (options.dir == made)
             rmdir(made);
     }

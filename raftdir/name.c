@@ -12,11 +12,14 @@
 #define KEY_HIER_SEP 0x1F
 
 /* Printable 7-bit characters that a name may have; '&' and '!' have rules of their own. */
-static const char good_chars[] = " #$'()*+,-.0123456789:=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz~";
+static const bool good_chars[256] = {
+    [' '] = true, ['#'] = true, ['$'] = true, ['\''] = true, ['('] = true, [')'] = true, ['*'] = true, ['+'] = true, [','] = true, ['-'] = true, ['.'] = true,
+    ['0' ... '9'] = true, [':'] = true, ['='] = true, ['?'] = true, ['@'] = true, ['A' ... 'Z'] = true, ['['] = true, [']'] = true, ['^'] = true, ['_'] = true,
+    ['a' ... 'z'] = true, ['~'] = true};
 
 static bool is_good(char c)
 {
-    return c != '\0' && strchr(good_chars, c) != NULL;
+    return good_chars[(unsigned char)c];
 }
 
 /* Why is a character not allowed: for the text of an error. */

@@ -354,9 +354,12 @@ int store_read_renew(struct store_txn *txn, struct err *err)
     if (rc)
         return store_fail(err, rc, "renew transaction");
     txn->live = true;
-    txn->state_read = false;
-    txn->place_id = 0;
-    txn->txn_id = mdb_txn_id(txn->mdb);
+    uint64_t txn_id = mdb_txn_id(txn->mdb);
+    if (txn_id != txn->txn_id) { /* else what was read and verified is what is there now: store_place_active */
+        txn->txn_id = txn_id;
+        txn->state_read = false;
+        txn->place_id = 0;
+    }
     snapshot_next(txn);
     return 0;
 }
