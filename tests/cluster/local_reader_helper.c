@@ -148,7 +148,7 @@ static void child_run(struct child *c, unsigned n, const char *dir, const char *
     unsigned seed = n * 2654435761u;
     for (;;) {
         /* Some in a row, so that a signal has something to meet. */
-        for (int i = 0; i < 20; i++) {
+        for (int i = 0; i < 5; i++) {
             uint64_t t = now_us();
             if (raftdir_lookup(d, name, &m) < 0 || !is_local(d, &a)) {
                 if (atomic_fetch_add(&c->failed, 1) == 0)
@@ -160,7 +160,7 @@ static void child_run(struct child *c, unsigned n, const char *dir, const char *
             atomic_fetch_add(&c->lookups, 1);
         }
         seed = seed * 1103515245u + 12345;
-        sleep_us(200000 + seed / 4096 % 400000);
+        sleep_us(500000 + seed / 4096 % 1000000);
     }
 }
 

@@ -234,6 +234,7 @@ static void *run(void *arg)
         nfds_t n = 0;
         fake_lock(f);
         bool running = f->running;
+        f->up = true;
         fds[n++] = (struct pollfd){.fd = f->listener, .events = POLLIN};
         fds[n++] = (struct pollfd){.fd = f->wake[0], .events = POLLIN};
         for (unsigned i = 0; i < FAKE_CONNS_MAX; i++) {
@@ -284,6 +285,11 @@ static void start(struct fake *f, fake_handler *handler, void *data)
     assert_int_equal(listen(f->listener, 16), 0);
     assert_int_equal(pipe(f->wake), 0);
     assert_int_equal(pthread_create(&f->thread, NULL, run, f), 0);
+    for (bool up = false; !up; usleep(100)) { /* tests fork: a thread that is just being made may hold locks of the sanitizer's */
+        fake_lock(f);
+        up = f->up;
+        fake_unlock(f);
+    }
 }
 
 void fake_start(struct fake *f, const char *dir, const char *name, fake_handler *handler, void *data)

@@ -36,7 +36,7 @@ struct fake {
     pthread_t thread;
     pthread_mutex_t lock;
     int listener, wake[2];
-    bool running;
+    bool running, up; /* up: its thread has begun */
     struct {
         int fd;
         SSL *ssl;
