@@ -36,7 +36,7 @@ struct image_fetch_options {
     /* Both on the fetching thread. */
     void *data;
     void (*index)(void *data, uint64_t index); /* the image has this index: the leader should keep its log from there */
-    /* Once, last. 0: the image is complete, verified and durable. Else it gave up for now (nobody can send one, no space, damage): the staged state is rubbish. */
+    /* Once, last. 0: the image is complete, verified and durable. Else this attempt is given up (nobody can send one, no space, damage): the staged state is rubbish. */
     void (*done)(void *data, int code, const struct image_progress *image, const char *why);
 };
 struct image_fetch;

@@ -90,7 +90,7 @@ void image_send_drop(const struct sim_node *n)
 
 static void give_up(struct sim_node *n)
 {
-    TRACE("image: %" PRIu64 " gives up for now", n->id);
+    TRACE("image: %" PRIu64 " gives this attempt up", n->id);
     image_fetch_drop(n);
     fetching(n, 0);
 }

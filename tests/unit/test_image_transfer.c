@@ -99,7 +99,7 @@ static void broken(void **state)
         WAIT_UNTIL(f.done || f.index);
         grow(&n1->state, 50);
         WAIT_UNTIL(f.done);
-        /* Cut in Hello or header again and again: given up for now, and asked again, as the consensus thread does. */
+        /* Cut in Hello or header again and again: that attempt is given up, and asked again, as the consensus thread does. */
         for (unsigned again = 0; f.code && again < p.cuts; again++) {
             assert_int_equal(f.code, RAFTDIR_EUNAVAIL);
             fetch_end(&f);
