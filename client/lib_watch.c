@@ -123,6 +123,8 @@ static void watch_on_frame(struct call *c, Raftdir__Client__FromNode *m)
     } else {
         raftdir__client__from_node__free_unpacked(m, NULL);
     }
+    if (c->waiting_since)
+        c->waiting_since = c->last_frame_at; /* also where raftdir_process goes on with it */
     /* It has got somewhere: what went wrong before doesn't count any more. */
     c->fail = (struct err){0};
     c->maybe = false;
@@ -324,7 +326,7 @@ int raftdir_watch_next(raftdir_watch *w, unsigned timeout_ms, const struct raftd
         uint64_t until = deadline;
         if (w->told_at && w->received.incarnation && w->told_at + w->progress_ms < until && w->told_at + w->progress_ms > now)
             until = w->told_at + w->progress_ms;
-        w->call->waiting_since = w->credit_at;
+        w->call->waiting_since = w->call->last_frame_at > w->credit_at ? w->call->last_frame_at : w->credit_at; /* each frame is a sign of life */
         engine_turn(d, until);
         turned = true;
     }

@@ -119,6 +119,33 @@ static void rows(struct fake *f, unsigned conn, uint64_t id, unsigned from, unsi
     fake_answer(f, conn, id, &m);
 }
 
+/* Two frames: events 0 to 2 and 3 to 6, or what of them is behind `next`. */
+static void events(struct fake *f, unsigned conn, uint64_t id, unsigned next)
+{
+    for (unsigned first = next; first < 7; first = first < 3 ? 3 : 7) {
+        Raftdir__Client__Event e[4], *list[4];
+        Raftdir__Client__Events all = RAFTDIR__CLIENT__EVENTS__INIT;
+        Raftdir__Client__FromNode m = RAFTDIR__CLIENT__FROM_NODE__INIT;
+        char names[4][16];
+        for (unsigned i = first; i < (first < 3 ? 3 : 7); i++) {
+            unsigned k = (unsigned)all.n_events++;
+            snprintf(names[k], sizeof names[k], "user.u%u", i);
+            raftdir__client__event__init(&e[k]);
+            e[k].kind = RAFTDIR_EVENT_DELETED;
+            e[k].index = 11 + i;
+            e[k].done = 1;
+            e[k].name = names[k];
+            list[k] = &e[k];
+        }
+        all.events = list;
+        m.body_case = RAFTDIR__CLIENT__FROM_NODE__BODY_EVENTS;
+        m.events = &all;
+        m.has_more = m.more = m.has_index = 1;
+        m.index = 20;
+        fake_answer(f, conn, id, &m);
+    }
+}
+
 static void answer(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *to)
 {
     static uint8_t bytes[RAFTDIR_DIGEST_LEN] = {1};
@@ -149,6 +176,9 @@ static void answer(struct fake *f, unsigned conn, const Raftdir__Client__ToNode 
         if (!(to->body_case == F(LIST) ? to->list->after : to->visible->after))
             rows(f, conn, to->request_id, 0, 3, true);
         rows(f, conn, to->request_id, 3, 4, false);
+        return;
+    case F(WATCH):
+        events(f, conn, to->request_id, to->watch->has_index ? (unsigned)to->watch->index - 10 : 0);
         return;
     case F(CREDIT):
     case F(CANCEL):
@@ -323,6 +353,36 @@ static int op_visible(void)
     v.pattern = "*";
     int rc = raftdir_visible_open(d, &v, &l);
     return walk(rc, l);
+}
+
+/* Once it is open, an event that found no memory comes at the next call: none is lost, none twice. */
+static int op_watch(void)
+{
+    raftdir_watch *w;
+    struct raftdir_watch_filter f;
+    const struct raftdir_event *e;
+    raftdir_watch_filter_init(&f);
+    f.prefix = "user.";
+    f.server = "be1";
+    int first = 0, rc = raftdir_watch_open(d, &f, NULL, &w);
+    if (rc < 0)
+        return rc;
+    for (unsigned n = 0, turns = 0; n < 7;) {
+        char name[32];
+        rc = raftdir_watch_next(w, 1000, &e);
+        if (rc == RAFTDIR_ENOMEM && !first)
+            first = rc;
+        else if (rc < 0)
+            fail_msg("watch: %s: %s", raftdir_errname(rc), raftdir_message(d));
+        if (rc == 0) {
+            snprintf(name, sizeof name, "user.u%u", n++);
+            assert_string_equal(e->name, name);
+        }
+        if (++turns > 20)
+            fail_msg("watch: event %u doesn't come", n);
+    }
+    raftdir_watch_close(&w);
+    return first;
 }
 
 static int op_barrier(void)
@@ -512,6 +572,7 @@ static const struct op {
     {"mailbox_copy", op_copy, false},
     {"list", op_list, false},
     {"visible", op_visible, false},
+    {"watch", op_watch, false},
     {"barrier", op_barrier, false},
     {"create", op_create, false},
     {"put", op_put, false},

@@ -393,6 +393,7 @@ static void user_away(void **state)
     (void)state;
     STOP_FAKES;
     struct feed a = {.total = 3000}, b = {.total = 3000};
+    const struct raftdir_event *e;
     fake_start(&one, dir, "one", serve, &a);
     fake_start(&two, dir, "two", serve, &b);
     open_nodes(20);
@@ -401,6 +402,16 @@ static void user_away(void **state)
         if (i % 500 == 7)
             usleep(200000);
         want_event(w, i);
+    }
+    /* And what came while he was away counts, before anybody is judged. */
+    for (unsigned i = 1500; i < 3000; i++)
+        want_event(w, i);
+    for (uint64_t index = 9000; index < 9004; index++) {
+        usleep(150000);
+        fake_lock(&one);
+        send_events(&one, &a.streams[0], 0, 1, true, index, RAFTDIR_DONE_ALL);
+        fake_unlock(&one);
+        raftdir_watch_next(w, 1, &e);
     }
     raftdir_watch_close(&w);
     fake_stop(&one);
