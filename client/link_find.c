@@ -19,6 +19,7 @@
 
 #include "imap/imap_err.h"
 #include "imap/mboxname.h"
+#include "imap/sync_support.h"
 #include "lib/libconfig.h"
 #include "lib/xmalloc.h"
 
@@ -188,11 +189,12 @@ static void scope_begin(struct link_scope *s, const char *call, const struct nam
     s->call = call;
     s->userid = userid;
     s->auth_state = auth_state;
+    s->here = s->outer && s->outer->here;
     link_scope = s;
     if (!link_enabled() || !patterns || strarray_size(patterns) < 1)
         return;
     /* Nobody in particular asks: XFER and XBACKUP of a partition, annotations by pattern. That work is done for the mailboxes of this server. */
-    s->here = !ns && isadmin && !userid;
+    s->here |= !ns && isadmin && !userid;
     s->only = literal_part(ns, patterns, isadmin, userid);
     s->nothing = ns && !isadmin && userid && is_inbox_pattern(ns, patterns);
 }
@@ -321,6 +323,49 @@ WRAPPED(int, mboxlist_findsubmulti_withp, struct namespace *ns, const strarray_t
     scope_begin(&s, "findsub", ns, NULL, isadmin, userid, auth_state);
     return list_end(&s, __real_mboxlist_findsubmulti_withp(ns, patterns, isadmin, userid, auth_state, p, cb, rock, force));
 }
+/* What another server sends here, by XFER or replication: whether it can be taken, only this server's own mailboxes say. The directory has it elsewhere until it is here. */
+static void here_begin(struct link_scope *s, const char *call)
+{
+    scope_begin(s, call, NULL, NULL, 0, NULL, NULL);
+    s->here = 1;
+}
+WRAPPED(const char *, sync_apply, struct dlist *kin, struct sync_reserve_list *reserve_list, struct sync_state *state)
+{
+    struct link_scope s;
+    here_begin(&s, "sync_apply");
+    const char *answer = __real_sync_apply(kin, reserve_list, state);
+    scope_end(&s);
+    return answer;
+}
+WRAPPED(const char *, sync_get, struct dlist *kin, struct sync_state *state)
+{
+    struct link_scope s;
+    here_begin(&s, "sync_get");
+    const char *answer = __real_sync_get(kin, state);
+    scope_end(&s);
+    return answer;
+}
+WRAPPED(const char *, sync_restore, struct dlist *kin, struct sync_reserve_list *reserve_list, struct sync_state *state)
+{
+    struct link_scope s;
+    here_begin(&s, "sync_restore");
+    const char *answer = __real_sync_restore(kin, reserve_list, state);
+    scope_end(&s);
+    return answer;
+}
+/* LOCALCREATE, of XFER with older servers, asks in the same way. */
+WRAPPED(int, mboxlist_createmailboxlock, const mbentry_t *mbentry, unsigned options, modseq_t highestmodseq, unsigned isadmin, const char *userid,
+        const struct auth_state *auth_state, unsigned flags, struct mailbox **mailbox_r)
+{
+    struct link_scope s;
+    if (flags & MBOXLIST_CREATE_LOCALONLY)
+        here_begin(&s, "create");
+    int r = __real_mboxlist_createmailboxlock(mbentry, options, highestmodseq, isadmin, userid, auth_state, flags, mailbox_r);
+    if (flags & MBOXLIST_CREATE_LOCALONLY)
+        scope_end(&s);
+    return r;
+}
+
 /* Callers of these look at what they return. That they begin a scope of their own keeps the patterns of a list from narrowing what its callbacks ask. */
 static int tree_end(struct link_scope *s, int r)
 {

@@ -56,6 +56,12 @@ static int is_view(const struct db *db)
     return db && db == view;
 }
 
+/* Whether the directory has a say in this read. */
+static int asks(const struct db *db, struct txn **tid, size_t len)
+{
+    return is_view(db) && !tid && !in_transaction && len && !(link_scope && link_scope->here);
+}
+
 static int index_usable(void)
 {
     return !config_getswitch(IMAPOPT_CROSSDOMAINS);
@@ -376,16 +382,15 @@ WRAPPED(int, cyrusdb_close, struct db *db)
 int __wrap_cyrusdb_fetch(struct db *db, const char *key, size_t len, const char **data_r, size_t *len_r, struct txn **tid);
 int __wrap_cyrusdb_fetch(struct db *db, const char *key, size_t len, const char **data_r, size_t *len_r, struct txn **tid)
 {
-    if (is_view(db) && !tid && !in_transaction && len) {
-        if (key[0] == KEY_NAME)
-            return view_fetch(key, len, data_r, len_r);
-        if (index_usable() && len == strlen(ACL_MARK) && memcmp(key, ACL_MARK, len) == 0) {
-            if (data_r)
-                *data_r = "";
-            if (len_r)
-                *len_r = 0;
-            return CYRUSDB_OK;
-        }
+    if (asks(db, tid, len) && key[0] == KEY_NAME)
+        return view_fetch(key, len, data_r, len_r);
+    /* Asked once, when the list is opened, whoever made Cyrus open it. */
+    if (is_view(db) && !tid && index_usable() && len == strlen(ACL_MARK) && memcmp(key, ACL_MARK, len) == 0) {
+        if (data_r)
+            *data_r = "";
+        if (len_r)
+            *len_r = 0;
+        return CYRUSDB_OK;
     }
     int r = __real_cyrusdb_fetch(db, key, len, data_r, len_r, tid);
     if (is_view(db))
@@ -405,7 +410,7 @@ WRAPPED(int, cyrusdb_forone, struct db *db, const char *key, size_t len, foreach
 {
     const char *data = NULL;
     size_t data_len = 0;
-    if (!is_view(db) || tid || in_transaction || !len || key[0] != KEY_NAME) {
+    if (!asks(db, tid, len) || key[0] != KEY_NAME) {
         int r = __real_cyrusdb_forone(db, key, len, p, cb, rock, tid);
         if (is_view(db))
             note_transaction(tid);
@@ -422,8 +427,8 @@ WRAPPED(int, cyrusdb_forone, struct db *db, const char *key, size_t len, foreach
 int __wrap_cyrusdb_foreach(struct db *db, const char *prefix, size_t len, foreach_p *p, foreach_cb *cb, void *rock, struct txn **tid);
 int __wrap_cyrusdb_foreach(struct db *db, const char *prefix, size_t len, foreach_p *p, foreach_cb *cb, void *rock, struct txn **tid)
 {
-    if (is_view(db) && !tid && !in_transaction && len) {
-        if (prefix[0] == KEY_NAME && !(link_scope && link_scope->here))
+    if (asks(db, tid, len)) {
+        if (prefix[0] == KEY_NAME)
             return view_foreach(prefix, len, p, cb, rock);
         if (prefix[0] == KEY_ACL && index_usable())
             return index_foreach(prefix, len, p, cb, rock);

@@ -6,6 +6,7 @@
   compare LABEL A B USER                      asks both servers (HOST:PORT) the same as USER; commands are the lines of standard input; ends with 1 at the first answer that differs
   ask HOST:PORT USER COMMAND...               prints what came
   rcpt HOST:PORT RECIPIENT...                 LMTP; prints "RECIPIENT CODE TEXT"
+  lmtp HOST:PORT RECIPIENT                    delivers a message
   passwords SOCKET                            answers OK to every question of libsasl2's saslauthd protocol, until it is killed
 """
 import imaplib
@@ -69,19 +70,25 @@ def world(seed, directory):
     names["shared.of.games.not"] = {"anyone": "lrs", "-group:games": "l"}
     names["DELETED.user.anna.Old.5FD2B5A5"] = {"anna": "lrswipkxtecda"}
 
-    def dump(name, at, own):
+    def dump(name, at, own, acl_of_it):
         entry = {"name": name, "mtime": "1700000000", "uidvalidity": "1700000001", "createdmodseq": "4", "foldermodseq": "4", "mbtype": "e" if own else "er", "partition": "default"}
         if not own:
             entry["server"] = at
-        entry.update({"acl": names[name], "uniqueid": "id-" + name.encode().hex()[-40:], "name_history": []})
+        entry.update({"acl": acl_of_it, "uniqueid": "id-" + name.encode().hex()[-40:], "name_history": []})
         return entry
 
     # The users that ask have their INBOX at be1, where their subscriptions are; everything else is anywhere.
     inboxes = {internal(user) for user in users}
     place = {name: "be1.test" if name in inboxes or r.random() < 0.3 else r.choice(["be2.test", "be3.test"]) for name in names}
-    whole = {n: dump(n, None, True) for n in sorted(names)}
-    spread = {n: {**dump(n, place[n], False), "mbtype": "e"} for n in sorted(names)}
-    own = {n: dump(n, None, True) for n in sorted(names) if place[n] == "be1.test"}
+    whole = {n: dump(n, None, True, names[n]) for n in sorted(names)}
+    spread = {n: {**dump(n, place[n], False, names[n]), "mbtype": "e"} for n in sorted(names)}
+    own = {n: dump(n, None, True, names[n]) for n in sorted(names) if place[n] == "be1.test"}
+    # A domain in which one may see one mailbox of another server among thousands.
+    crowd = {f"crowd.test!user.u{i}": {f"u{i}@crowd.test": "lrswipkxtecda"} for i in range(3000)}
+    crowd.update({"crowd.test!user.max": {"max@crowd.test": "lrswipkxtecda"}, "crowd.test!shared.one": {"max@crowd.test": "lrs"}})
+    for n in sorted(crowd):
+        spread[n] = {**dump(n, "be1.test" if n.endswith("max") else "be2.test", False, crowd[n]), "mbtype": "e"}
+    own["crowd.test!user.max"] = dump("crowd.test!user.max", None, True, crowd["crowd.test!user.max"])
     for file, content in [("all.json", whole), ("directory.json", spread), ("be1.json", own)]:
         with open(os.path.join(directory, file), "w") as f:
             f.write("{\n" + ",\n".join(json.dumps(n) + ": " + json.dumps(e) for n, e in content.items()) + "\n}\n")
@@ -151,15 +158,33 @@ def ask_all(address, user, *commands):
     return 0
 
 
-def rcpt(address, *recipients):
+def lmtp_open(address):
     host, port = address.rsplit(":", 1)
     c = smtplib.LMTP(host, int(port), local_hostname="test")
     c.sock.settimeout(TIMEOUT_S)
     c.ehlo_or_helo_if_needed()
+    c.login("murder", PASSWORD)
     c.mail("sender@example.org")
+    return c
+
+
+def rcpt(address, *recipients):
+    c = lmtp_open(address)
     for recipient in recipients:
         code, text = c.rcpt(recipient)
         print(recipient, code, text.decode().replace("\n", " "))
+    c.quit()
+    return 0
+
+
+def lmtp(address, recipient):
+    c = lmtp_open(address)
+    code, text = c.rcpt(recipient)
+    if code == 250:
+        c.docmd("DATA")
+        c.send(b"From: <sender@example.org>\r\nMessage-ID: <1@test>\r\nSubject: test\r\n\r\ntext\r\n.\r\n")
+        code, text = c.getreply()
+    print(recipient, code, text.decode().replace("\n", " "))
     c.quit()
     return 0
 
@@ -179,7 +204,7 @@ def passwords(path):
 
 
 if __name__ == "__main__":
-    commands = {"world": world, "compare": compare, "ask": ask_all, "rcpt": rcpt, "passwords": passwords}
+    commands = {"world": world, "compare": compare, "ask": ask_all, "rcpt": rcpt, "lmtp": lmtp, "passwords": passwords}
     if len(sys.argv) < 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     try:
