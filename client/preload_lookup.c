@@ -62,19 +62,21 @@ static bool is_in(const char *list, const char *program)
 
 static bool takes_part(void)
 {
-    if (!lookup.asked) {
-        const char *list = murder_settings()->lookups;
-        if (!list || strcmp(list, "auto") == 0)
-            list = "imapd lmtpd pop3d smmapd timsieved";
-        lookup.takes_part = is_in(list, program_invocation_short_name);
-        lookup.asked = true;
-    }
+    if (lookup.asked)
+        return lookup.takes_part;
+    /* Settings that can't be read are the lookups' failure, not that of every tool: as long as they can't, the preset counts. */
+    bool read = murder_open() == MURDER_OK;
+    const char *list = read ? murder_settings()->lookups : NULL;
+    if (!list || strcmp(list, "auto") == 0)
+        list = "imapd lmtpd pop3d smmapd timsieved";
+    lookup.takes_part = is_in(list, program_invocation_short_name);
+    lookup.asked = read;
     return lookup.takes_part;
 }
 
 EXPORT void kick_mupdate(void)
 {
-    if (!*preload_cyrus.config_mupdate_server || murder_open() || !takes_part())
+    if (!*preload_cyrus.config_mupdate_server || !takes_part())
         return;
     lookup.kick_failed = murder_barrier() != MURDER_OK;
     if (lookup.kick_failed)
@@ -128,9 +130,5 @@ EXPORT int mboxlist_lookup(const char *name, struct mboxlist_entry **mbentryptr,
     int r = preload_cyrus.mboxlist_lookup(name, mbentryptr, tid);
     if (r != IMAP_MAILBOX_NONEXISTENT || tid || caller < lookup.start || caller >= lookup.end || !*preload_cyrus.config_mupdate_server)
         return r;
-    if (murder_open()) {
-        murder_log(LOG_ERR, "%s", murder_message());
-        return IMAP_SERVER_UNAVAILABLE;
-    }
     return takes_part() ? elsewhere(name, mbentryptr) : r;
 }

@@ -1,0 +1,182 @@
+/* test_murder.c - the settings file of a Cyrus server, locations, the process's handle. What the verbs do is tried against Cyrus itself (tests/interop/preload). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include "client/murder_internal.h"
+
+static char path[] = "/tmp/raftdir-test-murder.XXXXXX";
+
+static void settings_file(const char *text)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(setenv("RAFTDIR_CYRUS_CONF", path, 1), 0);
+}
+
+static void settings_read(void **state)
+{
+    (void)state;
+    struct murder_settings s;
+    char text[MURDER_TEXT_LEN];
+    settings_file("# comment\nendpoints = \"unix:/a,tls:b:1\"\nca = \"/ca\"\ncert=\"/cert\"\nkey=\"/key\"\nsite=\"here\"\nlocal_dir=\"\"\n"
+                  "write_timeout_ms = 7000\nlookup_timeout_ms = 100\nunreachable_ms = 600000\nlookups = \"imapd\"\n");
+    assert_int_equal(murder_settings_load(&s, text), MURDER_OK);
+    assert_string_equal(s.endpoints, "unix:/a,tls:b:1");
+    assert_string_equal(s.ca, "/ca");
+    assert_string_equal(s.cert, "/cert");
+    assert_string_equal(s.key, "/key");
+    assert_string_equal(s.site, "here");
+    assert_null(s.local_dir); /* "" is "not given" */
+    assert_string_equal(s.lookups, "imapd");
+    assert_int_equal(s.write_timeout_ms, 7000);
+    assert_int_equal(s.lookup_timeout_ms, 100);
+    assert_int_equal(s.unreachable_ms, 600000);
+    murder_settings_free(&s);
+    settings_file("");
+    assert_int_equal(murder_settings_load(&s, text), MURDER_OK);
+    assert_null(s.endpoints);
+    assert_string_equal(s.lookups, "auto");
+    assert_int_equal(s.write_timeout_ms, 10000);
+    assert_int_equal(s.lookup_timeout_ms, 4000);
+    assert_int_equal(s.unreachable_ms, 3000);
+    murder_settings_free(&s);
+}
+
+static void settings_wrong(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } rows[] = {
+        {"endpoint = \"unix:/a\"\n", ":1: "},
+        {"ca = \"/ca\"\nendpoints = \"unix:/a\n", ":"},
+        {"\n\nwrite_timeout_ms = soon\n", ":3: "},
+        {"write_timeout_ms = 99\n", "write_timeout_ms has to be between 100 and 600000"},
+        {"lookup_timeout_ms = 600001\n", "lookup_timeout_ms has to be between"},
+        {"unreachable_ms = -1\n", "unreachable_ms has to be between"},
+    };
+    struct murder_settings s;
+    char text[MURDER_TEXT_LEN];
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        settings_file(rows[i].text);
+        assert_int_equal(murder_settings_load(&s, text), MURDER_REFUSED);
+        assert_non_null(strstr(text, path));
+        assert_non_null(strstr(text, rows[i].says));
+        murder_settings_free(&s);
+    }
+    assert_int_equal(setenv("RAFTDIR_CYRUS_CONF", "/nowhere/at/all", 1), 0);
+    assert_int_equal(murder_settings_load(&s, text), MURDER_REFUSED);
+    assert_non_null(strstr(text, "/nowhere/at/all: No such file"));
+    murder_settings_free(&s);
+}
+
+static void locations(void **state)
+{
+    (void)state;
+    struct murder_location l;
+    assert_true(murder_location_parse("be1!p1", &l));
+    assert_string_equal(l.server, "be1");
+    assert_string_equal(l.partition, "p1");
+    assert_true(murder_location_parse("be1!", &l));
+    assert_string_equal(l.partition, "");
+    assert_true(murder_location_parse("be1", &l));
+    assert_string_equal(l.server, "be1");
+    assert_string_equal(l.partition, "");
+    assert_false(murder_location_parse("", &l));
+    assert_false(murder_location_parse("!p1", &l));
+    assert_false(murder_location_parse("be1!p1!p2", &l));
+    char text[1024];
+    memset(text, 'x', sizeof text);
+    text[sizeof l.server - 1] = 0;
+    assert_true(murder_location_parse(text, &l));
+    text[sizeof l.server - 1] = 'x';
+    text[sizeof l.server] = 0;
+    assert_false(murder_location_parse(text, &l));
+    text[1] = '!';
+    text[2 + sizeof l.partition - 1] = 0;
+    assert_true(murder_location_parse(text, &l));
+    text[2 + sizeof l.partition - 1] = 'x';
+    text[2 + sizeof l.partition] = 0;
+    assert_false(murder_location_parse(text, &l));
+}
+
+/* A directory that can't be reached can't tell: nothing is absent, nothing is refused. */
+static void unsure(void)
+{
+    const struct raftdir_mailbox *m;
+    struct murder_session s = {NULL};
+    int stopped;
+    assert_int_equal(murder_find("user.x", &m), MURDER_UNSURE);
+    assert_null(m);
+    assert_int_equal(murder_barrier(), MURDER_UNSURE);
+    assert_int_equal(murder_reserve(&s, "user.x", "be1!p1"), MURDER_UNSURE);
+    assert_int_equal(murder_activate(&s, "user.x", "be1!p1", "x\tlr\t"), MURDER_UNSURE);
+    assert_int_equal(murder_deactivate(&s, "user.x", "be1!p1"), MURDER_UNSURE);
+    assert_int_equal(murder_delete(&s, "user.x", "be1"), MURDER_UNSURE);
+    assert_int_equal(murder_list("be1!", NULL, NULL, &stopped), MURDER_UNSURE);
+    assert_true(murder_message()[0] != 0);
+    murder_session_end(&s);
+}
+
+static void unreachable(void **state)
+{
+    (void)state;
+    settings_file("endpoints = \"unix:/nowhere/raftdird.sock\"\nlocal_dir = \"/nowhere\"\nlookup_timeout_ms = 200\nwrite_timeout_ms = 200\nunreachable_ms = 100\n");
+    unsure();
+    murder_close();
+    settings_file("endpoints = \"what:ever\"\n");
+    unsure();
+    assert_non_null(strstr(murder_message(), "what:ever"));
+    murder_close();
+    settings_file("endpoints = nothing at all\n");
+    unsure();
+    assert_non_null(strstr(murder_message(), path));
+    murder_close();
+}
+
+static void forks(void **state)
+{
+    (void)state;
+    settings_file("endpoints = \"unix:/nowhere/raftdird.sock\"\nlookup_timeout_ms = 200\nunreachable_ms = 100\n");
+    raftdir *parent = murder_handle(1000);
+    assert_non_null(parent);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        /* A handle of the parent's would say EINVAL, which would be a refusal. */
+        const struct raftdir_mailbox *m;
+        _exit(murder_handle(1000) && murder_find("user.x", &m) == MURDER_UNSURE ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_ptr_equal(murder_handle(1000), parent);
+    murder_close();
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    int fd = mkstemp(path);
+    return fd < 0 ? -1 : close(fd);
+}
+static int teardown(void **state)
+{
+    (void)state;
+    return unlink(path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(settings_read), cmocka_unit_test(settings_wrong), cmocka_unit_test(locations), cmocka_unit_test(unreachable), cmocka_unit_test(forks),
+    };
+    return cmocka_run_group_tests_name("murder", tests, setup, teardown);
+}
