@@ -106,13 +106,16 @@ struct raftdir_options {
     const char *endpoints;     /* comma list, the first is preferred: name the own host's node first. NULL: $RAFTDIR_ENDPOINTS, else unix:/run/raftdir/raftdird.sock.
                                   unix:/path
                                   tls:host:port[=NAME][@SITE]   NAME: the certificate must carry it; without it any server certificate of the CA is good
-                                  file:/path                    a text file, one endpoint a line, # begins a comment; read again when it has changed
-                                  dns:name[:port][@SITE]        the SRV records _raftdir._tcp.name, or, with a port, all addresses of name; looked up again when none answers */
+                                  file:/path                    a text file, one unix: or tls: endpoint a line, # begins a comment; read again when it has changed.
+                                                                Wrong or not there: an error of raftdir_open, and later no change
+                                  dns:name[:port][@SITE]        the SRV records _raftdir._tcp.name, or, with a port, all addresses of name; looked up when the handle is
+                                                                opened (a failure is no error) and again when none answers. Needs certificates */
     const char *ca;            /* PEM files for tls: endpoints. NULL: $RAFTDIR_CA, $RAFTDIR_CERT, $RAFTDIR_KEY. */
     const char *cert;
     const char *key;
     unsigned timeout_ms;       /* of each call; 0: 10,000 */
-    unsigned patience_ms;      /* a request that a node hasn't answered by then is also sent to another; 0: 300 */
+    unsigned patience_ms;      /* a request that a node hasn't answered by then is also sent to another; 0: 300. Sooner, when the node doesn't answer pings either, or (at most
+                                  5 % of the requests) when it takes longer than it usually does there */
     unsigned unreachable_ms;   /* give up before the timeout when no endpoint could be connected for this long; 0: try until the timeout */
     unsigned window;           /* raftdir_submit: writes in flight; 0: 16, at most 1,024 */
     int level;                 /* enum raftdir_level; 0: RAFTDIR_SESSION */
@@ -157,7 +160,8 @@ struct raftdir_answer {
 };
 RAFTDIR_API int raftdir_answer(raftdir *d, struct raftdir_answer *answer_r);
 
-/* The endpoints known now, first the given ones, then the learned ones; NULL beyond the last. Indexes stay valid while the handle lives. */
+/* The endpoints known now, in the order in which they became known; NULL beyond the last. Indexes stay valid while the handle lives; one that a file or DNS no longer
+ * has keeps its index until all 64 are taken. 0 endpoints: DNS has named none yet. */
 RAFTDIR_API const char *raftdir_endpoint(raftdir *d, unsigned i);
 /* Send the calls that follow to this endpoint only (no failover, no second node); -1: to any again. */
 RAFTDIR_API int raftdir_use_endpoint(raftdir *d, int i);

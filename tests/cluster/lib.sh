@@ -19,7 +19,7 @@ build=${RAFTDIR_TEST_BUILD:-$build_asan}
 [ -x "$build/raftdird" ] || build=$build_release
 repeat_factor=${RAFTDIR_TEST_REPEAT_FACTOR:-1}
 work=$(mktemp -d "${TMPDIR:-/tmp}/raftdir-test.XXXXXX")
-unset RAFTDIR_ENDPOINTS RAFTDIR_CA RAFTDIR_CERT RAFTDIR_KEY RAFTDIR_LOCAL RAFTDIR_LOCAL_DIR
+unset RAFTDIR_ENDPOINTS RAFTDIR_SITE RAFTDIR_CA RAFTDIR_CERT RAFTDIR_KEY RAFTDIR_LOCAL RAFTDIR_LOCAL_DIR
 cases_failed=0
 errors_expected=()
 cleanups=()

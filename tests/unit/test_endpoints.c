@@ -282,14 +282,11 @@ static void file_churns(void **state)
         text[strlen(text) - 1] = '\0';
         assert_string_equal(order(), text);
         assert_true(d->endpoints_n <= ENDPOINTS_MAX);
-        if (i == 5)
-            d->answer_ep = d->endpoints[5];
-        if (i == 7)
-            d->pinned = 7;
-        if (i >= 5)
-            assert_string_equal(d->endpoints[5]->text, "tls:h5:1");
-        if (i >= 7)
-            assert_string_equal(d->endpoints[7]->text, "tls:h7:1");
+        d->answer_ep = d->endpoints[0];
+        d->pinned = 1;
+        assert_string_equal(d->endpoints[0]->text, "tls:h0:1");
+        assert_string_equal(d->endpoints[1]->text, "tls:h1:1");
+        d->pinned = i == 299 ? -1 : d->pinned;
     }
     assert_int_equal(d->endpoints_n, ENDPOINTS_MAX);
 }
@@ -553,6 +550,18 @@ static void srv_answers(void **state)
     assert_int_equal(dns_read_srv(a, make_answer(a, some, 0), t, 8, &err), RAFTDIR_EUNAVAIL);
     static const struct record none[] = {{0, 0, 1, ""}};
     assert_int_equal(dns_read_srv(a, make_answer(a, none, 1), t, 8, &err), RAFTDIR_EUNAVAIL); /* "." */
+    /* Cut off within its only record, wherever that is: nothing behind the end is read. */
+    static const struct record last[] = {{1, 1, 1, "host"}};
+    len = make_answer(a, last, 1);
+    size_t record = len - 12 - 6 - 6; /* head, numbers, name */
+    for (size_t rdata = 0; rdata < 12; rdata++) {
+        uint8_t *cut = malloc(record + 12 + rdata);
+        assert_non_null(cut);
+        memcpy(cut, a, record + 12 + rdata);
+        ns_put16((uint16_t)rdata, cut + record + 10);
+        assert_true(dns_read_srv(cut, record + 12 + rdata, t, 8, &err) < 0);
+        free(cut);
+    }
     /* Weights: nine to one, about. */
     static const struct record two[] = {{1, 89, 1, "heavy"}, {1, 9, 1, "light"}};
     unsigned heavy = 0;
