@@ -428,6 +428,20 @@ static void source_look(struct raftdir *d, unsigned number, uint64_t now)
     s->next_at = lib_now_ms() + (pause < DNS_AGAIN_MAX_MS ? pause : DNS_AGAIN_MAX_MS); /* from the moment when the answer came */
 }
 
+/* Connections to what nobody has any more, unless somebody still waits for an answer there. */
+static void close_removed(struct raftdir *d)
+{
+    for (unsigned i = 0; i < d->endpoints_n; i++) {
+        struct endpoint *ep = d->endpoints[i];
+        bool waited_for = false;
+        for (const struct call *c = d->calls; c && ep->removed && ep->link; c = c->next)
+            for (unsigned k = 0; k < c->attempts_n; k++)
+                waited_for |= c->attempts[k].ep == ep;
+        if (ep->removed && !waited_for)
+            link_close(&ep->link, false);
+    }
+}
+
 void endpoints_refresh(struct raftdir *d, bool none_answers, uint64_t now)
 {
     for (unsigned i = 0; i < d->sources_n; i++) {
@@ -436,6 +450,7 @@ void endpoints_refresh(struct raftdir *d, bool none_answers, uint64_t now)
             s->next_at = now + FILE_CHECK_MS;
             if (!s->path || file_changed(s))
                 source_look(d, i, now);
+            close_removed(d);
         }
     }
 }
