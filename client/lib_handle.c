@@ -89,7 +89,7 @@ int raftdir_open(const struct raftdir_options *o, raftdir **d_r, char *text_r, s
         err_set(&err, RAFTDIR_EINVAL, "options: level or window out of range");
         goto failed;
     }
-    d->pid = getpid();
+    d->pid = lib_pid();
     d->pinned = -1;
     d->answer_age_ms = -1;
     d->timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_DEFAULT_MS;
@@ -158,7 +158,7 @@ void raftdir_close(raftdir **dp)
         return;
     *dp = NULL;
     assert(!d->in_callback);
-    bool ours = d->pid == getpid();
+    bool ours = d->pid == lib_pid();
     wait_close(d, ours);
     while (d->calls) {
         struct call *c = d->calls;
@@ -180,10 +180,10 @@ void raftdir_close(raftdir **dp)
 
 int lib_check(struct raftdir *d)
 {
-    if (d->pid == getpid())
+    if (d->pid == lib_pid())
         return 0;
     return err_set(&d->err, RAFTDIR_EINVAL, "this handle was opened by process %ld before a fork: open one of its own in process %ld", (long)d->pid,
-                   (long)getpid());
+                   (long)lib_pid());
 }
 
 int lib_enter_callback(struct raftdir *d)

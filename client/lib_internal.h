@@ -209,6 +209,7 @@ struct raftdir {
 };
 
 /* lib_handle.c */
+pid_t lib_pid(void); /* lib_pid.c: of this process, without a system call */
 uint64_t lib_now_ms(void);
 /* A caller's struct that begins with its size, as ours. false: raftdir_*_init didn't begin it, or it uses members that this version doesn't know. */
 bool lib_sized(void *own, size_t own_size, const void *given, size_t given_size);
