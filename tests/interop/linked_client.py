@@ -5,6 +5,7 @@
                                               part), users (one a line), subscriptions (USER TAB EXTERNAL-NAME), names (external names)
   compare LABEL A B USER                      asks both servers (HOST:PORT) the same as USER; commands are the lines of standard input; ends with 1 at the first answer that differs
   ask HOST:PORT USER COMMAND...               prints what came
+  maps HOST:PORT USER MASTER TEXT             lists, and ends with 0 if the imapd that answers, a child of the process MASTER, has a file mapped whose name contains TEXT
   rcpt HOST:PORT RECIPIENT...                 LMTP; prints "RECIPIENT CODE TEXT"
   lmtp HOST:PORT RECIPIENT                    delivers a message
   passwords SOCKET                            answers OK to every question of libsasl2's saslauthd protocol, until it is killed
@@ -85,7 +86,7 @@ def world(seed, directory):
     own = {n: dump(n, None, True, names[n]) for n in sorted(names) if place[n] == "be1.test"}
     # A domain in which one may see one mailbox of another server among thousands.
     crowd = {f"crowd.test!user.u{i}": {f"u{i}@crowd.test": "lrswipkxtecda"} for i in range(3000)}
-    crowd.update({"crowd.test!user.max": {"max@crowd.test": "lrswipkxtecda"}, "crowd.test!shared.one": {"max@crowd.test": "lrs"}})
+    crowd.update({"crowd.test!user.max": {"max@crowd.test": "lrswipkxtecda"}, "crowd.test!board.one": {"max@crowd.test": "lrs"}})
     for n in sorted(crowd):
         spread[n] = {**dump(n, "be1.test" if n.endswith("max") else "be2.test", False, crowd[n]), "mbtype": "e"}
     own["crowd.test!user.max"] = dump("crowd.test!user.max", None, True, crowd["crowd.test!user.max"])
@@ -104,7 +105,9 @@ def world(seed, directory):
     with open(os.path.join(directory, "subscriptions"), "w") as f:
         for user in users:
             mine = [n for n in sorted(names) if ("!" in n) == ("@" in user)]
-            for name in sorted(r.sample(mine, 25)):
+            # Some that the user may see, of other servers too, and some at random.
+            seen = [n for n in mine if "l" in names[n].get(user, "") + names[n].get("anyone", "")]
+            for name in sorted(set(r.sample(seen, min(15, len(seen))) + r.sample(mine, 10))):
                 f.write(f"{user}\t{external(name)}\n")
     return 0
 
@@ -158,6 +161,19 @@ def ask_all(address, user, *commands):
     return 0
 
 
+def maps(address, user, master, text):
+    c = connect(address, user)
+    ask(c, 'LIST "" "*"')
+    with open(f"/proc/{master}/task/{master}/children") as f:
+        children = f.read().split()
+    for pid in children:
+        with open(f"/proc/{pid}/maps") as f:
+            if text in f.read():
+                return 0
+    print("nothing mapped of", text)
+    return 1
+
+
 def lmtp_open(address):
     host, port = address.rsplit(":", 1)
     c = smtplib.LMTP(host, int(port), local_hostname="test")
@@ -204,7 +220,7 @@ def passwords(path):
 
 
 if __name__ == "__main__":
-    commands = {"world": world, "compare": compare, "ask": ask_all, "rcpt": rcpt, "lmtp": lmtp, "passwords": passwords}
+    commands = {"world": world, "compare": compare, "ask": ask_all, "maps": maps, "rcpt": rcpt, "lmtp": lmtp, "passwords": passwords}
     if len(sys.argv) < 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     try:
