@@ -33,12 +33,12 @@
 /* --- The allocator --------------------------------------------------------------------------------------------------------- */
 
 static _Thread_local unsigned long fail_at, allocations; /* 0: none fails */
-static _Thread_local bool failed;
+static _Thread_local bool failed, stays; /* stays: and so do all after it */
 static unsigned long stop_at; /* RAFTDIR_TEST_STOP=N: a debugger stops at the N-th allocation of an operation */
 
 static bool fails_now(void)
 {
-    if (!fail_at || ++allocations != fail_at)
+    if (!fail_at || (++allocations != fail_at && !(stays && allocations > fail_at)))
         return false;
     failed = true;
     if (allocations == stop_at)
@@ -705,6 +705,34 @@ static void tls(void **state)
     sweep_all(seed);
 }
 
+/* No memory any more, from the n-th allocation on: nothing gets over that, and a read says so long before its timeout. */
+static void none_left(void **state)
+{
+    char text[256];
+    (void)state;
+    fake_start(&node, dir, "one", answer, NULL);
+    node.answers_pings = true;
+    for (unsigned long n = 1; n < 100; n++) {
+        if (open_handle(&d, text, sizeof text, false) < 0)
+            fail_msg("open: %s", text);
+        allocations = 0;
+        failed = false;
+        stays = true;
+        fail_at = n;
+        time_t began = time(NULL);
+        int rc = op_lookup();
+        fail_at = 0;
+        stays = false;
+        if (rc != (failed ? RAFTDIR_ENOMEM : 0) || time(NULL) - began > 2)
+            fail_msg("from allocation %lu on: %s: %s", n, raftdir_errname(rc), raftdir_message(d));
+        assert_int_equal(op_lookup(), 0);
+        raftdir_close(&d);
+        if (!failed)
+            return;
+    }
+    fail_msg("still allocating");
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -730,6 +758,7 @@ int main(void)
     stop_at = getenv("RAFTDIR_TEST_STOP") ? strtoul(getenv("RAFTDIR_TEST_STOP"), NULL, 10) : 0;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(unix_socket, setup, teardown),
+        cmocka_unit_test_setup_teardown(none_left, setup, teardown),
         cmocka_unit_test_setup_teardown(tls, setup, teardown),
     };
     return cmocka_run_group_tests_name("lib_oom", tests, NULL, NULL);
