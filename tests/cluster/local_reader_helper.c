@@ -4,6 +4,7 @@
  *   own-writes DIR ENDPOINTS N SERVER     creates N mailboxes by way of ENDPOINTS and looks each up at once at session level
  *   many DIR COUNT NAME                   COUNT processes, each with a handle of its own, look NAME up now and then. Commands on standard input, one line answered with one:
  *                                         kill N, stop N, cont, report, end. They die with this process
+ *   slots DIR                             prints how many slots of the lock file are taken, by whomever; clears none
  *   pin DIR                               begins a read transaction, says "pinned", and keeps it until it is killed: what a process does that is stopped while it reads */
 #include <errno.h>
 #include <inttypes.h>
@@ -207,6 +208,9 @@ static int many(const char *dir, unsigned count, const char *name)
     children = mmap(NULL, count * sizeof *children, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (count > CHILDREN_MAX || children == MAP_FAILED)
         return 2;
+    /* What a process sets up once is set up here; nothing of the node's is open yet. */
+    raftdir *first = open_handle(dir, "unix:/nowhere/at-all.sock", 0, 300);
+    raftdir_close(&first);
     for (unsigned i = 0; i < count; i++) {
         pid_t parent = getpid();
         if ((pids[i] = fork()) == 0) {
@@ -246,18 +250,42 @@ static int many(const char *dir, unsigned count, const char *name)
     return 0;
 }
 
+static int env_open(const char *dir, MDB_env **env_r)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/CURRENT/state", dir);
+    int rc = mdb_env_create(env_r);
+    if (!rc && !(rc = mdb_env_set_mapsize(*env_r, 1ull << 40)) && !(rc = mdb_env_set_maxreaders(*env_r, 32768)))
+        rc = mdb_env_open(*env_r, path, MDB_RDONLY | MDB_NOTLS, 0600);
+    if (rc)
+        fprintf(stderr, "open %s: %s\n", path, mdb_strerror(rc));
+    return rc;
+}
+
+static int count_slot(const char *line, void *count)
+{
+    /* A title, then "PID thread txnid" a line. */
+    *(unsigned *)count += strstr(line, "pid") == NULL && strpbrk(line, "0123456789") != NULL;
+    return 0;
+}
+
+static int slots(const char *dir)
+{
+    MDB_env *env;
+    unsigned n = 0;
+    if (env_open(dir, &env) || mdb_reader_list(env, count_slot, &n) < 0)
+        return 2;
+    printf("%u\n", n);
+    mdb_env_close(env);
+    return 0;
+}
+
 static int pin(const char *dir)
 {
     MDB_env *env;
     MDB_txn *txn;
-    char path[4096];
-    int rc;
-    snprintf(path, sizeof path, "%s/CURRENT/state", dir);
-    if ((rc = mdb_env_create(&env)) || (rc = mdb_env_set_mapsize(env, 1ull << 40)) || (rc = mdb_env_set_maxreaders(env, 32768)) ||
-        (rc = mdb_env_open(env, path, MDB_RDONLY | MDB_NOTLS, 0600)) || (rc = mdb_txn_begin(env, NULL, MDB_RDONLY, &txn))) {
-        fprintf(stderr, "pin %s: %s\n", path, mdb_strerror(rc));
+    if (env_open(dir, &env) || mdb_txn_begin(env, NULL, MDB_RDONLY, &txn))
         return 2;
-    }
     puts("pinned");
     fflush(stdout);
     for (;;)
@@ -273,6 +301,8 @@ int main(int argc, char **argv)
         return own_writes(argv[2], argv[3], atoi(argv[4]), argv[5]);
     if (argc == 5 && !strcmp(argv[1], "many"))
         return many(argv[2], (unsigned)atoi(argv[3]), argv[4]);
+    if (argc == 3 && !strcmp(argv[1], "slots"))
+        return slots(argv[2]);
     if (argc == 3 && !strcmp(argv[1], "pin"))
         return pin(argv[2]);
     fprintf(stderr, "usage: see the head of the source\n");
