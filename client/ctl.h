@@ -141,6 +141,7 @@ int ctl_batch(struct ctl *c);
 int ctl_import(struct ctl *c);
 int ctl_export(struct ctl *c);
 int ctl_verify(struct ctl *c);
+int ctl_compact(struct ctl *c);
 int ctl_barrier(struct ctl *c);
 int ctl_watch(struct ctl *c);
 int ctl_cluster_bootstrap(struct ctl *c);

@@ -90,6 +90,10 @@ static void cares(FILE *out, const struct raftdir_node_status *s)
         if (!*image->phase)
             continue;
         ctl_bytes(image->bytes, bytes, sizeof bytes);
+        if (image == &s->fetching && s->node_id && image->member == s->node_id) {
+            fprintf(out, "  %s: a fresh copy of its state, %s: %" PRIu64 " of %" PRIu64 " rows, %s\n", s->node_name, image->phase, image->rows, image->rows_total, bytes);
+            continue;
+        }
         if (!image->index) { /* nobody has answered yet */
             fprintf(out, "  %s: an image is wanted, %s%s%s\n", s->node_name, image->phase, *image->problem ? ": " : "", image->problem);
             continue;
@@ -110,9 +114,9 @@ static void status_row(struct ctl_table *t, const struct raftdir_node_status *s,
         table_cell(t, COLOR_NONE, "%" PRIu64, s->node_id);
     else
         table_cell(t, COLOR_NONE, "-");
-    bool fetches = *s->fetching.phase != 0;
+    bool busy = *s->fetching.phase != 0, fetches = busy && s->fetching.member != s->node_id;
     table_cell(t, !strcmp(s->state, "unconfigured") || fetches ? COLOR_WARN : bad ? COLOR_BAD : leads ? COLOR_GOOD : COLOR_NONE, "%s%s%s", s->state,
-               fetches ? ", fetching an image" : "", s->quorum || !s->node_id || fetches ? "" : " (no quorum)"); /* until it has caught up it can't know */
+               fetches ? ", fetching an image" : busy ? ", compacting" : "", s->quorum || !s->node_id || fetches ? "" : " (no quorum)"); /* until it has caught up it can't know */
     table_cell(t, COLOR_NONE, "%s", s->role);
     table_cell(t, COLOR_NONE, "%" PRIu64, s->term);
     table_cell(t, COLOR_NONE, "%" PRIu64, s->applied_index);

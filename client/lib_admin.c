@@ -321,6 +321,13 @@ int raftdir_reset(raftdir *d, uint64_t cluster_id, uint64_t node_id)
     return run_pinned(d, CALL_ONCE, RAFTDIR__CLIENT__TO_NODE__BODY_RESET, &body.base);
 }
 
+int raftdir_compact(raftdir *d)
+{
+    Raftdir__Client__Compact body = RAFTDIR__CLIENT__COMPACT__INIT;
+    int rc = one_node(d);
+    return rc < 0 ? rc : run_pinned(d, CALL_ONCE, RAFTDIR__CLIENT__TO_NODE__BODY_COMPACT, &body.base);
+}
+
 /* --- Verification ----------------------------------------------------------------------------------------------------------------- */
 
 struct verifying {

@@ -468,9 +468,9 @@ struct raftdir_member {
 };
 /* A node's whole state, on its way to another node. */
 struct raftdir_image {
-    uint64_t member;     /* from or to whom; 0: not known yet */
+    uint64_t member;     /* from or to whom; 0: not known yet; the node itself: a copy of its own state */
     uint64_t index, rows, rows_total, bytes;
-    const char *phase;   /* "connecting", "receiving", "verifying", "installing", "waiting" (nobody can send one now); "sending"; "": none */
+    const char *phase;   /* "connecting", "receiving", "verifying", "installing", "waiting" (nobody can send one now); "sending"; "compacting"; "": none */
     const char *problem; /* why the last attempt failed; "" */
 };
 struct raftdir_node_status {
@@ -533,6 +533,10 @@ RAFTDIR_API int raftdir_adopt(raftdir *d, uint64_t node_id, const struct raftdir
 /* On a node that has failed or was removed, chosen in the same way: it forgets who it was. Its log and state are deleted, it gets a new UUID and is part of no cluster.
  * cluster_id and node_id must be its own (RAFTDIR_EINVAL); RAFTDIR_EBUSY: it is neither failed nor removed. Its old id must have been removed from the cluster. */
 RAFTDIR_API int raftdir_reset(raftdir *d, uint64_t cluster_id, uint64_t node_id);
+
+/* The chosen node moves to a fresh copy of its state, beside the running one, so that the disk gets back what is free inside. Returns when that has begun, or is under way already;
+ * raftdir_status has its progress (fetching, with the node's own id as member). RAFTDIR_EBUSY: not at the moment, try again; RAFTDIR_ENOSPC: no room. */
+RAFTDIR_API int raftdir_compact(raftdir *d);
 
 struct raftdir_checkpoint {
     uint64_t index;

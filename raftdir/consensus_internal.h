@@ -3,7 +3,8 @@
  * thread_consensus.c         the loop: turns, messages, the end
  * thread_consensus_node.c    what the node wants of the world (struct node_io), what log, apply and peers say
  * thread_consensus_member.c  making, opening, closing and resetting a member
- * thread_consensus_image.c   fetching an image, and the swap: it takes the place of state and log */
+ * thread_consensus_image.c   fetching an image, and the swap: it takes the place of state and log
+ * thread_consensus_renewal.c copying the own state, and the swap: the copy takes its place, the log goes along */
 #ifndef RAFTDIR_CONSENSUS_INTERNAL_H
 #define RAFTDIR_CONSENSUS_INTERNAL_H
 #include "peers.h"
@@ -24,6 +25,16 @@ struct consensus_image {
     unsigned backoff_ms;   /* after the last failure; 0: there was none */
     uint64_t unneeded_ms;  /* the node hasn't needed it since; 0: it needs it */
     bool cleaning, clean_again; /* the pool removes what isn't current; and shall do so once more */
+    bool clean_when_shown;      /* likewise, but readers still get the state of the old generation (show_at) */
+};
+
+/* Likewise, about a fresh copy of the own state. */
+struct consensus_renewal {
+    struct image_copy *copy;
+    unsigned number;     /* of the copy, as for `fetch` */
+    uint64_t index;      /* of a complete one that waits for the swap; 0: none */
+    uint64_t retry_ms;
+    unsigned backoff_ms;
 };
 
 struct consensus {
@@ -40,7 +51,9 @@ struct consensus {
     struct store *store; /* the state: a reference, besides the one that daemon_store gives others */
     struct peers *peers;
     struct image_senders *senders;
+    _Atomic uint64_t show_at; /* `store` is shown when it has come so far: readers have the one before until then. 0: they have this one. Set while apply doesn't run, then its */
     struct consensus_image image;
+    struct consensus_renewal renewal;
     struct log_thread *log_thread;
     struct apply_thread *apply_thread;
     struct datadir_identity identity;
@@ -105,6 +118,17 @@ struct image_said {
     uint64_t index, term;
     char why[ERR_TEXT_LEN];
 };
+struct copy_said {
+    struct consensus_msg msg;
+    unsigned number;
+    int code;
+    uint64_t index;
+    char why[ERR_TEXT_LEN];
+};
+struct renew {
+    struct consensus_msg msg;
+    char why[ERR_TEXT_LEN];
+};
 struct reload {
     struct consensus_msg msg;
     SSL_CTX *tls;
@@ -114,6 +138,8 @@ struct reload {
 void consensus_status_update(struct consensus *c, uint64_t now);
 /* For `failed` and `removed`: says so, closes everything, once. */
 void consensus_end_check(struct consensus *c);
+/* Leadership goes to the most up-to-date voter, if this node leads and there is another; c->transfer_runs until then, or until it couldn't be. */
+void consensus_transfer_begin(struct consensus *c, uint64_t timeout_ms);
 
 /* thread_consensus_node.c */
 /* ECANCELED: the node ended while it had the call; what became of a write is for others to say. */
@@ -134,7 +160,7 @@ void consensus_members_update(struct consensus *c);
 int consensus_member_start(struct consensus *c, enum make make, struct err *err);
 /* The node takes part no more; every call comes back. keep: state and log stay open for those who read, else nobody gets them any more. */
 void consensus_member_close(struct consensus *c, bool keep);
-/* State and log of the current generation, and a node made of them; on failure everything is closed again. staged: the log is open already (taken), and empty
+/* State and log of the current generation, and a node made of them; on failure everything is closed again. A c->store that is there is that state. staged: the log is open already (taken), and empty
  * after `base`; NULL: it is opened. */
 int consensus_node_open(struct consensus *c, enum make make, struct seglog **staged, uint64_t base, struct err *err);
 /* Readers get c->store from now on, and those that wait look again. */
@@ -146,7 +172,15 @@ void consensus_reset(struct consensus *c, struct consensus_call *call);
 void consensus_image_turn(struct consensus *c, uint64_t now);
 void consensus_image_said(struct consensus *c, const struct image_said *said);
 void consensus_image_stop(struct consensus *c);
-/* Removes, in the pool, every generation that is neither current nor staged. */
+/* Removes, in the pool, every generation that is neither current nor staged, nor the one that readers still get. */
 void consensus_image_clean(struct consensus *c);
+
+/* thread_consensus_renewal.c */
+int consensus_renewal_begin(struct consensus *c, const char *why, struct err *err); /* 0 also when one is under way */
+void consensus_renewal_wanted(struct consensus *c, const char *why); /* unless one failed a moment ago */
+void consensus_renewal_said(struct consensus *c, const struct copy_said *said);
+void consensus_renewal_turn(struct consensus *c);
+void consensus_renewal_drop(struct consensus *c); /* an image is needed */
+void consensus_renewal_stop(struct consensus *c);
 
 #endif

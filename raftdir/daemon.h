@@ -26,6 +26,7 @@ struct consensus;
 struct service;
 struct space_watch;
 struct scrub;
+struct readers_watch;
 
 struct daemon {
     const char *config_path;
@@ -56,6 +57,7 @@ struct daemon {
 
     struct space_watch *space; /* created before the consensus thread, destroyed after it */
     struct scrub *scrub;       /* NULL: none runs */
+    struct readers_watch *readers;
     struct consensus *consensus;
     struct service **services;
     unsigned services_n;

@@ -58,6 +58,9 @@ int datadir_stage(struct datadir *d, struct err *err);
 int datadir_staged_path(struct datadir *d, const char *name, char *buf_r, size_t size, struct err *err);
 /* It isn't wanted any more: datadir_clean removes it. Quick. */
 void datadir_unstage(struct datadir *d);
+/* Each file of the current generation's log gets a second name in the staged one's: a log that goes along. Nobody may write to either until datadir_swap. An error: the
+ * staged generation is rubbish, nothing else has changed. RAFTDIR_EUNSUPPORTED: the file system has no hard links. */
+int datadir_log_link(struct datadir *d, struct err *err);
 /* The staged generation, whose files are durable, becomes the current one, atomically and durably. The old one stays until datadir_clean.
  * RAFTDIR_ENOSPC, RAFTDIR_EINVAL (nothing staged, or log/vote or state isn't there): nothing has changed. Any other error: which generation a start will find
  * isn't certain, and a vote must not be given in either until then: the daemon has to end. */

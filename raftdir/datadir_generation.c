@@ -3,6 +3,8 @@
  * Staging: stage (gen-(N+1), empty) -> the caller fills it and makes its files durable -> swap -> clean.
  * swap: the names in gen-(N+1) are synced, then that of gen-(N+1) itself; then CURRENT.tmp is made, renamed over CURRENT, and that is synced. A crash before
  * the rename leaves the old generation and a leftover; after it, until the last sync, either of the two, both whole; then the new one.
+ * A log that goes along (datadir_log_link) is two names of the same files until the old generation is removed. Whichever generation a start finds, it may write to them:
+ * the other is never opened, only unlinked, by which the files lose a name and nothing else.
  * reset: IDENTITY says "a new node, of no cluster" before the first byte is removed. From then on everything here is a leftover of somebody else's.
  *
  * Only names that are exactly "gen-" and a number are ones of ours: "gen-1.bak" that somebody put there stays. */
@@ -291,6 +293,53 @@ int datadir_staged_path(struct datadir *d, const char *name, char *buf_r, size_t
 void datadir_unstage(struct datadir *d)
 {
     atomic_store(&d->staged, 0);
+}
+
+/* What is unfinished, or was cut off and waits to be removed, doesn't go along. */
+static bool goes_along(const char *name)
+{
+    size_t len = strlen(name);
+    return strcmp(name, ".") != 0 && strcmp(name, "..") != 0 && !(len > 4 && strcmp(name + len - 4, ".tmp") == 0);
+}
+
+static int links_make(struct datadir *d, uint64_t current, uint64_t staged, struct err *err)
+{
+    char from[DATADIR_GENERATION_SIZE], to[DATADIR_GENERATION_SIZE], old_name[PATH_MAX], new_name[PATH_MAX];
+    datadir_generation_name(current, from);
+    datadir_generation_name(staged, to);
+    snprintf(old_name, sizeof old_name, "%s/%s/log", d->path, from);
+    DIR *dir = opendir(old_name);
+    if (!dir)
+        return datadir_fail_errno(d, "list the log", err);
+    int rc = 0;
+    for (struct dirent *e; rc == 0 && (errno = 0, e = readdir(dir));) {
+        if (!goes_along(e->d_name) || (rc = datadir_step("link the log", err)) != 0)
+            continue;
+        snprintf(old_name, sizeof old_name, "%s/log/%s", from, e->d_name);
+        snprintf(new_name, sizeof new_name, "%s/log/%s", to, e->d_name);
+        if (linkat(d->dir_fd, old_name, d->dir_fd, new_name, 0) == 0)
+            continue;
+        bool never = errno == EPERM || errno == EOPNOTSUPP || errno == ENOSYS;
+        rc = datadir_fail_errno(d, "link the log", err);
+        if (never)
+            rc = err_set(err, RAFTDIR_EUNSUPPORTED, "data_dir %s: its file system makes no hard links", d->path);
+    }
+    if (rc == 0 && errno)
+        rc = datadir_fail_errno(d, "list the log", err);
+    closedir(dir);
+    return rc;
+}
+
+int datadir_log_link(struct datadir *d, struct err *err)
+{
+    uint64_t current;
+    pthread_mutex_lock(&d->mutex);
+    uint64_t staged = atomic_load(&d->staged);
+    int rc = staged ? datadir_current(d, &current, err) : err_set(err, RAFTDIR_EINVAL, "data_dir %s: no generation is staged", d->path);
+    if (rc == 0)
+        rc = links_make(d, current, staged, err);
+    pthread_mutex_unlock(&d->mutex);
+    return rc;
 }
 
 static int swap(struct datadir *d, uint64_t staged, bool *begun_r, struct err *err)

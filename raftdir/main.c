@@ -19,6 +19,7 @@
 #include "fault.h"
 #include "logger.h"
 #include "thread_consensus.h"
+#include "thread_readers.h"
 #include "thread_scrub.h"
 #include "thread_service.h"
 #include "thread_space.h"
@@ -309,7 +310,7 @@ static int run(struct daemon *d, struct err *err)
             goto destroy_services;
     if ((rc = space_watch_create(d, &d->space, err)) != 0 || (rc = consensus_start(d, &d->consensus, err)) != 0)
         goto destroy_services;
-    if ((rc = space_watch_start(d->space, err)) != 0 || (rc = scrub_start(d, &d->scrub, err)) != 0)
+    if ((rc = space_watch_start(d->space, err)) != 0 || (rc = scrub_start(d, &d->scrub, err)) != 0 || (rc = readers_watch_start(d, &d->readers, err)) != 0)
         goto stop_consensus;
     for (; running < d->services_n; running++)
         if ((rc = service_run(d->services[running], err)) != 0)
@@ -330,6 +331,7 @@ static int run(struct daemon *d, struct err *err)
 stop_consensus:
     atomic_store(&d->stop_wanted, true);
     scrub_stop(&d->scrub);
+    readers_watch_stop(&d->readers);
     consensus_stop(d->consensus);
     unsigned all = d->services_n;
     d->services_n = running;

@@ -133,6 +133,9 @@ struct node_synced {
 void node_synced(struct node *n, uint64_t now, const struct node_synced *synced);
 /* This node is fetching an image of that index (0: not any more): the leader is asked to keep its log behind it. */
 void node_image_fetching(struct node *n, uint64_t index);
+/* This node keeps its log behind `index` (0: not any more), as it does for a member that fetches an image, and no longer than for one: while less than
+ * log_hold_len_max is kept. */
+void node_log_hold(struct node *n, uint64_t index);
 /* Is an image at (index, term), complete and durable, to take the place of state and log? Not if the log has come so far by itself. The daemon then ends this
  * node and boots another on the image with an empty log that begins after `index`, same term and vote. */
 bool node_image_wanted(const struct node *n, uint64_t index, uint64_t term);

@@ -195,6 +195,7 @@ struct node {
     bool fresh_known;
     uint64_t fresh_ms; /* the applied state holds everything that was committed at this time */
 
+    uint64_t log_held;             /* node_log_hold */
     uint64_t image_fetching;           /* node_image_fetching */
     uint64_t image_told_ms;            /* to the voters that don't lead */
     uint64_t image_index, image_term;  /* of the last manifest that asked for an image; 0: none yet */

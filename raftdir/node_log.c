@@ -7,7 +7,8 @@
  *  - its beginning goes only as far as a state that is synced here has come, so that any crash leaves state and log that meet.
  *
  * What is kept (DESIGN D9, D13): log_keep_len bytes or log_keep_entries entries behind the newest, whichever is reached first, so that a member that was away for a
- * moment catches up without an image; and, while the log is shorter than log_hold_len_max, what a member needs that is fetching an image (node_image.c). A
+ * moment catches up without an image; and, while the log is shorter than log_hold_len_max, what a member needs that is fetching an image (node_image.c), or
+ * what this one needs behind a copy of its own state (node_log_hold). A
  * sixteenth of it goes at a time, or more: often enough that nobody waits for the freeing, seldom enough that moving the rest down costs nothing.
  *
  * What isn't applied yet is bounded, too: beyond log_unapplied_len_max a leader proposes nothing and a follower takes nothing. They count differently: a follower
@@ -237,6 +238,8 @@ static uint64_t trim_to(struct node *n)
     uint64_t keep_len = n->options.log_keep_len, keep_entries = n->options.log_keep_entries;
     uint64_t cut = n->log_first - 1, limit = n->synced.index, held = node_images_held(n);
     uint64_t len = n->log_bytes, left = n->log_n;
+    if (n->log_held + 1 >= n->log_first && n->log_held && n->log_held < held)
+        held = n->log_held;
 
     n->trim_waits = false;
     if (n->log_bytes < keep_len + keep_len / TRIM_PART && n->log_n < keep_entries + keep_entries / TRIM_PART)
@@ -345,6 +348,11 @@ void node_synced(struct node *n, uint64_t now, const struct node_synced *synced)
     n->synced.term = synced->term;
     n->synced.configuration_index = synced->configuration_index;
     trim(n);
+}
+
+void node_log_hold(struct node *n, uint64_t index)
+{
+    n->log_held = index;
 }
 
 void node_log_period(struct node *n)

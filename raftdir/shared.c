@@ -248,6 +248,13 @@ void shared_space_set(struct shared *s, uint64_t free_len)
     pthread_mutex_unlock(&s->mutex);
 }
 
+void shared_readers_set(struct shared *s, unsigned others)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->details.local_readers = others;
+    pthread_mutex_unlock(&s->mutex);
+}
+
 void shared_scrubbed(struct shared *s, uint64_t now_ms)
 {
     pthread_mutex_lock(&s->mutex);

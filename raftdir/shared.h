@@ -44,6 +44,7 @@ enum shared_alarm {
     ALARM_SCRUB,     /* the scrub found something */
     ALARM_IMAGE,     /* an image can't be fetched */
     ALARM_READER,    /* a reader holds pages of the state back */
+    ALARM_RENEWAL,   /* and the state can't be moved to a fresh copy */
     SHARED_ALARMS
 };
 /* The rest, for Status and Hello. */
@@ -55,6 +56,7 @@ struct shared_details {
     char sites[MEMBERS_MAX][SITE_LEN_MAX + 1]; /* likewise */
     struct shared_image fetching, sending[IMAGE_SENDS_MAX];
     char alarms[SHARED_ALARMS][ERR_TEXT_LEN];
+    unsigned local_readers;
     uint64_t space_free;  /* bytes; 0: not looked yet */
     uint64_t scrubbed_ms; /* monotonic; when the last complete scrub ended; 0: none yet */
 };
@@ -97,6 +99,7 @@ void shared_fetching_set(struct shared *s, const struct shared_image *image); /*
 void shared_sending_set(struct shared *s, unsigned slot, const struct shared_image *image); /* NULL: none */
 bool shared_alarm_set(struct shared *s, enum shared_alarm alarm, const char *text); /* NULL: all is well. true: it was another one before: worth a line in the log */
 void shared_space_set(struct shared *s, uint64_t free_len);
+void shared_readers_set(struct shared *s, unsigned others); /* slots of the state's readers in other processes */
 void shared_scrubbed(struct shared *s, uint64_t now_ms);
 
 #endif

@@ -234,6 +234,7 @@ void srv_consensus_done(struct request *r)
     case CONSENSUS_BOOTSTRAP:
     case CONSENSUS_ADOPT:
     case CONSENSUS_RESET:
+    case CONSENSUS_COMPACT:
         srv_make_done(r);
         break;
     default:
@@ -254,6 +255,7 @@ static enum access_role role_wanted(const Raftdir__Client__ToNode *m)
     case RAFTDIR__CLIENT__TO_NODE__BODY_BOOTSTRAP:
     case RAFTDIR__CLIENT__TO_NODE__BODY_ADOPT:
     case RAFTDIR__CLIENT__TO_NODE__BODY_RESET:
+    case RAFTDIR__CLIENT__TO_NODE__BODY_COMPACT:
         return ACCESS_ADMIN;
     default:
         return ACCESS_READ;
@@ -383,6 +385,9 @@ static void dispatch(struct request *r)
         break;
     case RAFTDIR__CLIENT__TO_NODE__BODY_RESET:
         srv_reset_begin(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_COMPACT:
+        srv_consensus_call(r, CONSENSUS_COMPACT);
         break;
     default:
         srv_fail(r, RAFTDIR_EUNSUPPORTED, "this node (raftdird " RAFTDIR_VERSION ") doesn't know this kind of request: use a client of its release, or upgrade the node");

@@ -144,6 +144,8 @@ static void care_fill(struct care *care, Raftdir__Client__StatusResult *s, const
         if (*details->alarms[i])
             care->alarms[s->n_alarms++] = (char *)(uintptr_t)details->alarms[i];
     s->alarms = care->alarms;
+    s->has_local_readers = view->cluster_id != 0;
+    s->local_readers = details->local_readers;
     s->has_scrub_age_s = details->scrubbed_ms != 0;
     s->scrub_age_s = (shared_now_ms() - details->scrubbed_ms) / 1000;
 }

@@ -157,11 +157,14 @@ bool store_map_holds(const void *address);
 struct store_readers {
     unsigned slots, others;   /* in use; those of other processes */
     uint64_t oldest_lag;      /* commits since the snapshot of the oldest of them that reads now; 0: none does */
+    uint64_t oldest_at;       /* LMDB's number of that snapshot */
     int oldest_pid;           /* 0: none */
 };
 /* Frees the slots of processes that are gone (mdb_reader_check) and tells what is left. Takes the readers' mutex, which a process that was stopped at the wrong moment
  * holds: so never on a thread that others wait for. */
 int store_readers_check(struct store *store, struct store_readers *readers_r, struct err *err);
+/* Bytes of the pages that were replaced since the snapshot `at` (oldest_at): what its reader holds back. Reads a row for each transaction since. */
+int store_held_len(struct store_txn *txn, uint64_t at, uint64_t *len_r, struct err *err);
 /* Bytes of the pages that hold something: what a fresh copy would need. Reads no rows. */
 int store_live_len(struct store_txn *txn, uint64_t *len_r, struct err *err);
 /* Bytes inside that are free, or will be when the readers that see them have ended. Reads a row for each transaction that left some. */

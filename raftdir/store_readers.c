@@ -56,8 +56,10 @@ int store_readers_check(struct store *store, struct store_readers *r, struct err
         rc = mdb_env_info(store->env, &info); /* after the list: no reader in it is ahead of this */
     if (rc)
         return store_fail(err, rc, "check the readers");
-    if (w.oldest < info.me_last_txnid)
+    if (w.oldest < info.me_last_txnid) {
         r->oldest_lag = info.me_last_txnid - w.oldest;
+        r->oldest_at = w.oldest;
+    }
     return 0;
 }
 

@@ -11,10 +11,11 @@ uint64_t store_map_len(struct store *store)
     return mdb_env_info(store->env, &info) ? 0 : info.me_mapsize;
 }
 
-int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err)
+/* Pages that were set free by the transaction `from` or a later one. */
+static int free_pages(struct store_txn *txn, size_t from, uint64_t *len_r, struct err *err)
 {
     MDB_cursor *cursor;
-    MDB_val k, v;
+    MDB_val k = {sizeof from, &from}, v;
     MDB_stat st;
     uint64_t pages = 0;
     int rc = mdb_env_stat(txn->store->env, &st);
@@ -22,7 +23,7 @@ int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err)
         rc = mdb_cursor_open(txn->mdb, FREE_DBI, &cursor);
     if (rc)
         return store_fail(err, rc, "read the free pages");
-    while ((rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) == 0) {
+    for (MDB_cursor_op op = MDB_SET_RANGE; (rc = mdb_cursor_get(cursor, &k, &v, op)) == 0; op = MDB_NEXT) {
         size_t n;
         if (v.mv_size < sizeof n)
             continue;
@@ -34,6 +35,17 @@ int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err)
         return store_fail(err, rc, "read the free pages");
     *len_r = pages * st.ms_psize;
     return 0;
+}
+
+int store_free_len(struct store_txn *txn, uint64_t *len_r, struct err *err)
+{
+    return free_pages(txn, 0, len_r, err);
+}
+
+/* What a transaction sets free, it was the last to see: a reader of the one before it holds it back. LMDB itself is a little more careful. */
+int store_held_len(struct store_txn *txn, uint64_t at, uint64_t *len_r, struct err *err)
+{
+    return free_pages(txn, (size_t)at + 1, len_r, err);
 }
 
 /* LMDB doesn't tell where its map is, but a page begins with its own number. */

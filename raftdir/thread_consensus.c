@@ -100,6 +100,8 @@ static void turn_end(struct consensus *c)
         consensus_status_update(c, now);
         if (!c->failed)
             consensus_image_turn(c, now);
+        if (c->node && !c->failed)
+            consensus_renewal_turn(c);
     }
     consensus_end_check(c);
     if (c->node) {
@@ -124,8 +126,7 @@ static void on_check(uv_check_t *check)
     turn_end(check->data);
 }
 
-/* Leadership goes to the most up-to-date voter, if this node leads and there is another. */
-static void transfer_begin(struct consensus *c, uint64_t timeout_ms)
+void consensus_transfer_begin(struct consensus *c, uint64_t timeout_ms)
 {
     struct node_status s;
     struct node_peer list[MEMBERS_MAX];
@@ -162,7 +163,7 @@ static void on_watch(uv_timer_t *timer)
     if (c->node && !c->failed && !c->removed && !c->stopping && !c->transfer_runs && (c->no_space_log || c->no_space_apply) &&
         now - c->space_transfer_ms >= SPACE_TRANSFER_MS) {
         c->space_transfer_ms = now;
-        transfer_begin(c, STOP_TRANSFER_MS);
+        consensus_transfer_begin(c, STOP_TRANSFER_MS);
     }
 }
 
@@ -254,12 +255,17 @@ static void on_space(struct consensus *c, const struct space *space)
     space_told(c);
 }
 
+static void on_compact(struct consensus *c, struct consensus_call *call)
+{
+    consensus_call_done(call, consensus_renewal_begin(c, "an admin asked for it", &call->err));
+}
+
 static void stop_begin(struct consensus *c)
 {
     c->stopping = true;
     shared_phase_set(&c->d->shared, SHARED_STOPPING, NULL);
     if (c->node && !c->failed && !c->removed && !c->transfer_runs)
-        transfer_begin(c, STOP_TRANSFER_MS);
+        consensus_transfer_begin(c, STOP_TRANSFER_MS);
 }
 
 static void on_messages(struct inbox *inbox, struct inbox_msg *list)
@@ -304,6 +310,17 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
         case CONSENSUS_IMAGE:
             consensus_image_said(c, (struct image_said *)msg);
             free(msg);
+            break;
+        case CONSENSUS_COPIED:
+            consensus_renewal_said(c, (struct copy_said *)msg);
+            free(msg);
+            break;
+        case CONSENSUS_RENEW:
+            consensus_renewal_wanted(c, ((struct renew *)msg)->why);
+            free(msg);
+            break;
+        case CONSENSUS_COMPACT:
+            on_compact(c, (struct consensus_call *)msg);
             break;
         case CONSENSUS_SYNCED:
             on_synced(c, (struct synced *)msg);
@@ -412,6 +429,15 @@ void consensus_fail(struct consensus *c, unsigned generation, int code, const ch
     snprintf(t->why, sizeof t->why, "%s", why);
     if (!inbox_push(&c->inbox, &t->msg.link))
         free(t);
+}
+
+void consensus_renew(struct consensus *c, const char *why)
+{
+    struct renew *r = mem_calloc(1, sizeof *r);
+    r->msg.kind = CONSENSUS_RENEW;
+    snprintf(r->why, sizeof r->why, "%s", why);
+    if (!inbox_push(&c->inbox, &r->msg.link))
+        free(r);
 }
 
 void consensus_space(struct consensus *c, enum node_space space)

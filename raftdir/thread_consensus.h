@@ -21,6 +21,9 @@ enum consensus_kind {
     CONSENSUS_RESET,  /* a call: u.reset */
     CONSENSUS_IMAGE,  /* the fetching of an image has ended */
     CONSENSUS_SYNCED, /* the state is durable up to an index */
+    CONSENSUS_COPIED, /* the copying of the state has ended */
+    CONSENSUS_RENEW,  /* a reader holds too much of the state back */
+    CONSENSUS_COMPACT, /* a call: an admin wants a fresh copy of the state */
 };
 struct consensus_msg {
     struct inbox_msg link; /* first */
@@ -58,6 +61,8 @@ void consensus_reload(struct consensus *c, SSL_CTX *tls);
 /* This node's state or log can't be trusted (a record's checksum, the scrub): it stops serving, and says why. From any thread; the first reason stays. `generation`
  * is that of the state it was found in (daemon_store): of one whose place an image has taken meanwhile it says nothing about this node. */
 void consensus_fail(struct consensus *c, unsigned generation, int code, const char *why);
+/* A reader holds more of the state back than it may: this node shall move to a fresh copy. From any thread; asked again while it is so. */
+void consensus_renew(struct consensus *c, const char *why);
 /* How much room there is on data_dir's disk and in the map. From any thread. */
 void consensus_space(struct consensus *c, enum node_space space);
 /* Transfers leadership, ends every call, joins the thread. Store and log stay open; calls may still be submitted. */

@@ -64,6 +64,9 @@ static void clean_after(uv_work_t *work, int status)
 
 void consensus_image_clean(struct consensus *c)
 {
+    c->image.clean_when_shown = atomic_load(&c->show_at) != 0;
+    if (c->image.clean_when_shown)
+        return;
     if (c->image.cleaning) {
         c->image.clean_again = true;
         return;
@@ -194,6 +197,7 @@ void consensus_image_turn(struct consensus *c, uint64_t now)
     i->unneeded_ms = 0;
     if (!index || i->fetch || i->cleaning || now < i->retry_ms || c->stopping)
         return;
+    consensus_renewal_drop(c);
     int rc = fetch_begin(c, index, &err);
     if (rc == 0)
         logger_line(LOGGER_INFO, "image", "the leader's log begins after this node's: an image at index %" PRIu64 " or later is fetched", index);

@@ -152,7 +152,7 @@ int consensus_node_open(struct consensus *c, enum make make, struct seglog **sta
     struct store_txn *txn = NULL;
     struct store_checkpoint *checkpoints = mem_calloc(DIGESTS_KEPT, sizeof *checkpoints);
     struct node_boot boot = {0};
-    int rc = state_open(c, make, err);
+    int rc = c->store ? 0 : state_open(c, make, err);
     if (rc != 0)
         goto free_checkpoints;
     rc = staged ? log_take(c, staged, base, &found) : log_open(c, make, &found, err);
@@ -202,6 +202,7 @@ free_checkpoints:
 void consensus_store_show(struct consensus *c, uint64_t published)
 {
     struct daemon *d = c->d;
+    atomic_store(&c->show_at, 0);
     daemon_store_set(d, c->store ? store_ref(c->store) : NULL);
     if (c->store) {
         shared_generation_set(&d->shared, c->generation);
@@ -216,6 +217,7 @@ void consensus_member_close(struct consensus *c, bool keep)
     struct node_status s;
     uint64_t now = shared_now_ms();
     consensus_image_stop(c);
+    consensus_renewal_stop(c);
     if (c->node) {
         node_status_get(c->node, now, &s);
         s.leader = 0;
@@ -349,6 +351,7 @@ static int reset(struct consensus *c, struct err *err)
     memset(&c->applied_members, 0, sizeof c->applied_members);
     memset(&c->last, 0, sizeof c->last);
     memset(&c->image, 0, sizeof c->image);
+    memset(&c->renewal, 0, sizeof c->renewal);
     shared_reset(&d->shared, d->uuid);
     return 0;
 }

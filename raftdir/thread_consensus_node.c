@@ -226,7 +226,14 @@ static void on_log_broken(void *data, int code, const char *why)
 
 static void on_published(void *data, const struct store_meta *meta)
 {
-    struct daemon *d = ((struct consensus *)data)->d;
+    struct consensus *c = data;
+    struct daemon *d = c->d;
+    uint64_t show_at = atomic_load(&c->show_at);
+    if (show_at) { /* readers have a state that had come so far */
+        if (meta->applied_index >= show_at)
+            consensus_store_show(c, meta->applied_index);
+        return;
+    }
     shared_published_set(&d->shared, meta->applied_index);
     for (unsigned i = 0; i < d->services_n; i++)
         service_published(d->services[i], meta->applied_index);

@@ -1,5 +1,7 @@
 /* thread_image.h - images between nodes: the threads that send one (thread_image_send.c) and the one that fetches and stages one (thread_image_fetch.c).
  *
+ * The copy of a node's own state, which a renewal begins with, is an image, too (thread_image_copy.c).
+ *
  * Bulk data never passes the consensus thread: an accepted connection whose Hello asks for an image is handed over (peers.h, on_image), and the receiver's thread
  * connects by itself. Blocking sockets, one thread a transfer, low priority, bounded by IMAGE_IO_TIMEOUT_MS without a byte, ended at once by stop. */
 #ifndef RAFTDIR_THREAD_IMAGE_H
@@ -42,5 +44,19 @@ struct image_fetch_options {
 struct image_fetch;
 int image_fetch_start(const struct image_fetch_options *o, struct image_fetch **fetch_r, struct err *err); /* copied */
 void image_fetch_stop(struct image_fetch **fetch); /* joins; `done` has been called, or never will be */
+
+/* --- A copy of this node's own state: one at a time ---------------------------------------------------------------------------------------- */
+struct image_copy_options {
+    struct daemon *d;
+    struct store *store; /* referenced */
+    uint64_t self_id, cluster_id, incarnation;
+    char dir[4096];      /* the staged state's directory, empty */
+    /* On the copying thread, once, last. 0: the copy is complete, verified and durable. Else what is in the directory is rubbish. */
+    void *data;
+    void (*done)(void *data, int code, const struct image_progress *image, const char *why);
+};
+struct image_copy;
+int image_copy_start(const struct image_copy_options *o, struct image_copy **copy_r, struct err *err); /* copied */
+void image_copy_stop(struct image_copy **copy); /* joins; `done` has been called, or never will be */
 
 #endif

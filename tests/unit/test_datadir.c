@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "raftdir/datadir.h"
+#include "raftdir/seglog.h"
 
 static char top[] = "/tmp/raftdir-test-datadir-XXXXXX";
 static char dir[128];
@@ -795,6 +796,144 @@ static void test_clean_beside_others(void **state)
     datadir_close(&d);
 }
 
+/* --- A log that goes along --------------------------------------------------------------------------------------------------------------- */
+
+#define ALONG_ENTRIES 40
+
+static const struct seglog_options small_segments = {.segment_len = 8 * 4096};
+
+static struct seglog *log_of(struct datadir *d, struct seglog_found *found)
+{
+    struct seglog_identity who = {.cluster_id = 9, .incarnation = 1};
+    struct seglog *log;
+    char path[512];
+    memcpy(who.uuid, datadir_identity(d)->uuid, NODE_UUID_LEN);
+    assert_int_equal(datadir_path(d, "log", path, sizeof path, &err), 0);
+    if (seglog_open_with(path, &who, &small_segments, &log, found, &err) != 0)
+        fail_msg("%s", err.text);
+    return log;
+}
+
+static void log_add(struct seglog *log, uint64_t index)
+{
+    char text[2000];
+    memset(text, 'a' + (int)(index % 26), sizeof text);
+    struct entry *e = entry_create(index, 3, 1, text, sizeof text);
+    struct log_batch *b = log_batch_create(&e, 1);
+    assert_int_equal(seglog_write(log, b, &err), 0);
+    log_batch_destroy(&b);
+    entry_unref(e);
+}
+
+/* Entries first..last, each as it was written, and the vote. */
+static void log_holds(struct datadir *d, uint64_t first, uint64_t last, uint64_t term, uint64_t voted_for)
+{
+    struct seglog_found found;
+    struct seglog *log = log_of(d, &found);
+    assert_int_equal(found.term, term);
+    assert_int_equal(found.voted_for, voted_for);
+    assert_true(found.first <= first && found.first + found.entries_n == last + 1);
+    assert_int_equal(found.torn_len, 0);
+    for (size_t i = 0; i < found.entries_n; i++)
+        assert_true(found.entries[i]->index == found.first + i && found.entries[i]->len == 2000 && found.entries[i]->data[1999] == 'a' + (int)(found.entries[i]->index % 26));
+    seglog_found_clear(&found);
+    seglog_close(&log);
+}
+
+/* Whatever a crash leaves: the whole log, term and vote; and whoever goes on from there, in whichever generation, keeps them when the other one's names are removed. */
+static void test_crash_at_each_step_of_a_renewal(void **state)
+{
+    (void)state;
+    int n, rc = RAFTDIR_ECANCELED;
+    bool was_new = false;
+    for (n = 0; rc != 0; n++) {
+        struct seglog_found found;
+        char path[512];
+        assert_true(n < 100);
+        wipe();
+        struct datadir_identity id = sample();
+        assert_int_equal(become_member(&id), 0);
+        struct datadir *d = open_ok();
+        assert_int_equal(datadir_path(d, "log/vote", path, sizeof path, &err), 0);
+        unlink(path); /* become_member's */
+        struct seglog *log = log_of(d, &found);
+        seglog_found_clear(&found);
+        assert_int_equal(seglog_vote(log, 3, 7, &err), 0);
+        for (uint64_t i = 1; i <= ALONG_ENTRIES; i++)
+            log_add(log, i);
+        assert_int_equal(seglog_cut(log, 8, &err), 0); /* some of it waits to be removed, or is just being */
+        seglog_close(&log);
+        write_file("gen-1/state/data.mdb", "old", 3);
+        write_file("gen-1/log/00000000000000000001.seg.cut.tmp", "x", 1);
+        write_file("gen-1/log/vote.tmp", "x", 1);
+        datadir_step_hook = stop_at_noted;
+        steps_left = n;
+        rc = datadir_stage(d, &err);
+        if (rc == 0) {
+            assert_int_equal(datadir_staged_path(d, "state/data.mdb", path, sizeof path, &err), 0);
+            write_file(path + strlen(dir) + 1, "new", 3);
+            rc = datadir_log_link(d, &err);
+        }
+        bool swapped = rc == 0 && (rc = datadir_swap(d, &err)) == 0;
+        if (rc == 0)
+            rc = datadir_clean(d, &err);
+        datadir_step_hook = NULL;
+        if (rc != 0)
+            assert_int_equal(rc, RAFTDIR_ECANCELED);
+        datadir_close(&d);
+        d = open_ok();
+        assert_int_equal(datadir_check(d, &err), 0);
+        uint64_t number;
+        assert_int_equal(datadir_generation(d, &number, &err), 0);
+        bool new = number == 2;
+        assert_true(new || (number == 1 && !swapped));
+        if (rc != 0)
+            assert_int_equal(new, was_new || strcmp(last_step, "sync CURRENT") == 0);
+        was_new = new;
+        char text[8];
+        read_file(new ? "gen-2/state/data.mdb" : "gen-1/state/data.mdb", text, sizeof text);
+        assert_memory_equal(text, new ? "new" : "old", 3);
+        assert_true(!exists("gen-2/log/vote.tmp") && !exists("gen-2/log/00000000000000000001.seg.cut.tmp"));
+        log_holds(d, 9, ALONG_ENTRIES, 3, 7);
+        /* It goes on, while the other names are there, and when they are gone; segments are cut under one name only. */
+        log = log_of(d, &found);
+        seglog_found_clear(&found);
+        for (uint64_t i = ALONG_ENTRIES + 1; i <= 2 * ALONG_ENTRIES; i++)
+            log_add(log, i);
+        assert_int_equal(seglog_vote(log, 4, 2, &err), 0);
+        assert_int_equal(seglog_cut(log, ALONG_ENTRIES, &err), 0);
+        seglog_close(&log);
+        log_holds(d, ALONG_ENTRIES + 1, 2 * ALONG_ENTRIES, 4, 2);
+        assert_int_equal(datadir_clean(d, &err), 0);
+        assert_true(exists(new ? "gen-2" : "gen-1") && !exists(new ? "gen-1" : "gen-2"));
+        log_holds(d, ALONG_ENTRIES + 1, 2 * ALONG_ENTRIES, 4, 2);
+        datadir_close(&d);
+    }
+    assert_true(was_new && n > 15);
+}
+
+/* Nothing is linked where nothing is staged, or into what isn't empty; and what is left of the attempt goes. */
+static void test_log_link_refused(void **state)
+{
+    (void)state;
+    struct datadir *d = open_member();
+    char path[512];
+    assert_int_equal(datadir_log_link(d, &err), RAFTDIR_EINVAL);
+    assert_int_equal(stage_filled(d, 2), 0); /* with a vote of its own */
+    assert_int_not_equal(datadir_log_link(d, &err), 0);
+    datadir_unstage(d);
+    assert_int_equal(life(d), 1);
+    assert_int_equal(datadir_clean(d, &err), 0);
+    assert_int_equal(life(d), 1);
+    assert_int_equal(datadir_stage(d, &err), 0);
+    assert_int_equal(datadir_staged_path(d, "state/data.mdb", path, sizeof path, &err), 0);
+    write_file(path + strlen(dir) + 1, "new", 3);
+    assert_int_equal(datadir_log_link(d, &err), 0);
+    assert_int_equal(datadir_swap(d, &err), 0);
+    assert_int_equal(life(d), 1); /* the same file */
+    datadir_close(&d);
+}
+
 static void mode_is(const char *name, unsigned mode, gid_t group)
 {
     struct stat st;
@@ -873,7 +1012,8 @@ int main(void)
         cmocka_unit_test_setup(test_crash_at_each_step_of_a_reset, setup), cmocka_unit_test_setup(test_failure_is_kept, setup),
         cmocka_unit_test_setup(test_damaged_member_is_reset, setup),    cmocka_unit_test_setup(test_join_wants_a_prepared_directory, setup),
         cmocka_unit_test_setup(test_clean_beside_others, setup),
-        cmocka_unit_test_setup(test_share, setup),
+        cmocka_unit_test_setup(test_share, setup),                      cmocka_unit_test_setup(test_crash_at_each_step_of_a_renewal, setup),
+        cmocka_unit_test_setup(test_log_link_refused, setup),
     };
     if (!mkdtemp(top))
         return 1;

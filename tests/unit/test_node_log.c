@@ -600,6 +600,27 @@ static void what_was_held_goes_without_another_sync(void **state)
     assert_true(status(o).last_index + 1 - status(o).log_first <= KEEP_AT_MOST);
 }
 
+/* What this node wants for itself, behind a copy of its own state: from that index on, and not for ever. */
+static void what_is_held_for_itself(void **state)
+{
+    (void)state;
+    three();
+    int l = leader();
+    writes(l, 2 * KEEP);
+    uint64_t at = status(l).applied_index;
+    node_log_hold(W.nodes[l].node, at);
+    W.sync_every = 0;
+    writes(l, 3 * KEEP);
+    for (int i = 1; i <= 3; i++)
+        sync_state(&W.nodes[i]);
+    assert_int_equal(status(l).log_first, at);
+    int o = l % 3 + 1; /* nobody else does */
+    assert_true(status(o).log_first > at);
+    node_log_hold(W.nodes[l].node, 0);
+    run(W.now + 1000);
+    assert_true(status(l).last_index + 1 - status(l).log_first <= KEEP_AT_MOST);
+}
+
 static void what_is_held_is_bounded(void **state)
 {
     (void)state;
@@ -817,7 +838,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(the_log_is_cut_behind_what_is_kept), T(the_log_is_cut_by_length), T(limits_fit_each_other), T(nothing_goes_before_it_is_synced), T(a_sync_waits_for_its_batch), T(what_is_kept_equals_a_model), T(a_slow_follower_needs_no_image),
         T(a_follower_beyond_the_log_wants_an_image), T(an_image_under_writes_and_another_leader), T(a_standby_starts_with_an_image),
-        T(manifests_of_others_are_nothing), T(what_is_held_is_just_enough), T(what_comes_after_an_image_is_held), T(what_is_held_ends), T(what_was_held_goes_without_another_sync), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
+        T(manifests_of_others_are_nothing), T(what_is_held_is_just_enough), T(what_comes_after_an_image_is_held), T(what_is_held_ends), T(what_was_held_goes_without_another_sync), T(what_is_held_for_itself), T(what_is_held_is_bounded), T(a_follower_takes_no_more_than_it_can_apply),
         T(a_leader_proposes_no_more_than_it_can_apply), T(full_logs_are_committed_by_the_next_leader), T(a_log_meets_its_state_at_the_start),
         T(a_malformed_configuration_is_told),
     };
