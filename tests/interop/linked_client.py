@@ -67,6 +67,7 @@ def world(seed, directory):
             for path in ["", ".x", ".x.y", ".x.y.z", ".x-y", ".z", ".^dot", ".deep.er.and.deeper"]:
                 if r.random() < 0.6:
                     names[f"{domain}{top}{path}"] = acl(None, domain)
+    names["user.anna"] = {"anna": "lrswipkxtecda"}  # who makes and deletes mailboxes
     names["shared.of.games"] = {"group:games": "lrs"}
     names["shared.of.games.not"] = {"anyone": "lrs", "-group:games": "l"}
     names["DELETED.user.anna.Old.5FD2B5A5"] = {"anna": "lrswipkxtecda"}
