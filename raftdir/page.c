@@ -22,6 +22,7 @@ _Static_assert(sizeof(struct page) <= PAGE_LEN, "struct page is one page at most
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "processes share these without a lock");
 
 #define BOOT_ID_FILE "/proc/sys/kernel/random/boot_id"
+#define AHEAD_MS_MAX 100 /* roundings are less. More: this process is in a time namespace of its own, whose clock tells nothing about the daemon's */
 
 uint64_t page_now_ms(void)
 {
@@ -203,7 +204,7 @@ bool page_is_current(const char *data_dir, uint64_t inode)
 int64_t page_age_ms(const struct page *page)
 {
     uint64_t fresh = atomic_load(&page->fresh_at_ms), now = page_now_ms(); /* in this order: what was fresh is never in the future */
-    if (!fresh || !this_boot(page))
+    if (!fresh || fresh > now + AHEAD_MS_MAX || !this_boot(page))
         return -1;
     return now > fresh ? (int64_t)(now - fresh) : 0;
 }

@@ -49,7 +49,7 @@ int page_map(const char *data_dir, const struct page **page_r, uint64_t *inode_r
 void page_unmap(const struct page **page);
 bool page_is_current(const char *data_dir, uint64_t inode);
 uint64_t page_now_ms(void); /* CLOCK_BOOTTIME */
-/* How old the state is: now - fresh_at_ms; -1: not known (never fresh, or another boot). */
+/* How old the state is: now - fresh_at_ms; -1: not known (never fresh, another boot, or fresh in the future: another time namespace). */
 int64_t page_age_ms(const struct page *page);
 
 #endif

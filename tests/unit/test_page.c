@@ -122,6 +122,9 @@ static void test_other_boot(void **state)
     assert_in_range(page_age_ms(page), 0, 10000);
     atomic_store(&page->fresh_at_ms, page_now_ms() + 50); /* rounding; never negative, which would say "not known" */
     assert_int_equal(page_age_ms(page), 0);
+    atomic_store(&page->fresh_at_ms, page_now_ms() + 60000); /* by the clock of another time namespace */
+    assert_int_equal(page_age_ms(page), -1);
+    atomic_store(&page->fresh_at_ms, page_now_ms());
     page->boot_id[3] ^= 1;
     assert_int_equal(page_age_ms(page), -1);
     page_destroy(&page);
