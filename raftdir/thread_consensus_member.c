@@ -198,16 +198,16 @@ free_checkpoints:
     return rc;
 }
 
-/* The order matters: who sees the index published must find the state that has it. */
+/* The order matters: who sees the index published must find the state that has it; and once show_at is 0 the consensus thread removes the generation that readers had. */
 void consensus_store_show(struct consensus *c, uint64_t published)
 {
     struct daemon *d = c->d;
-    atomic_store(&c->show_at, 0);
     daemon_store_set(d, c->store ? store_ref(c->store) : NULL);
     if (c->store) {
         shared_generation_set(&d->shared, c->generation);
         shared_published_set(&d->shared, published);
     }
+    atomic_store(&c->show_at, 0);
     for (unsigned i = 0; i < d->services_n; i++)
         service_published(d->services[i], UINT64_MAX); /* whoever waits looks again: without a state it fails */
 }

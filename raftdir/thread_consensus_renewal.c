@@ -30,6 +30,8 @@
 #define BACKOFF_MS_MAX 600000
 #define TRANSFER_MS 1000
 
+static const char outgrown[] = "more was written meanwhile than the log may hold";
+
 static void on_done(void *data, int code, const struct image_progress *image, const char *why)
 {
     struct consensus *c = data;
@@ -160,11 +162,13 @@ void consensus_renewal_said(struct consensus *c, const struct copy_said *said)
     node_status_get(c->node, shared_now_ms(), &s);
     if (said->code == 0 && s.log_first <= said->index + 1) {
         c->renewal.index = said->index;
-        consensus_transfer_begin(c, TRANSFER_MS); /* the turn's end goes on, when this is over */
+        if (!c->transfer_runs) /* as one does for lack of space */
+            consensus_transfer_begin(c, TRANSFER_MS);
+        /* The turn's end goes on, when this is over. */
         return;
     }
     over(c);
-    failed(c, said->code ? said->why : "more was written meanwhile than the log may hold");
+    failed(c, said->code ? said->why : outgrown);
 }
 
 /* --- The swap -------------------------------------------------------------------------------------------------------------------------- */
@@ -206,12 +210,20 @@ static void swap(struct consensus *c)
 {
     struct daemon *d = c->d;
     struct err err = {0}, why = {0};
-    uint64_t began = shared_now_ms(), index = c->renewal.index, shown = atomic_load(&d->shared.published);
+    uint64_t began = shared_now_ms(), index = c->renewal.index;
+    struct node_status s;
     bool sure;
     c->renewal.index = 0;
+    node_status_get(c->node, began, &s);
+    if (s.log_first > index + 1) { /* while leadership was given away: the log wouldn't reach the copy any more */
+        over(c);
+        failed(c, outgrown);
+        return;
+    }
     node_destroy(&c->node);
     consensus_threads_stop(c);
     daemon_log_close(d);
+    uint64_t shown = atomic_load(&d->shared.published); /* apply has ended: what it was at has been published, too */
     int rc = links_and_swap(c, &sure, &why);
     if (!sure) {
         logger_line(LOGGER_ERROR, "renewal", "which generation of state and log counts is only known after a restart (%s): this node stops", why.text);
