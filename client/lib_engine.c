@@ -266,6 +266,7 @@ static Raftdir__Client__ReadLevel wire_level(int level)
 static void write_set_expiry(struct call *c, uint64_t expires_ms)
 {
     uint8_t *p = c->body + c->expires_pos;
+    c->expires_ms = expires_ms;
     for (int i = 0; i < 9; i++, expires_ms >>= 7)
         p[i] = (uint8_t)(expires_ms & 0x7f) | 0x80;
     p[9] = (uint8_t)expires_ms;
@@ -561,7 +562,19 @@ static int code_of(const Raftdir__Client__FromNode *m, const char **text_r)
     return 0;
 }
 
-/* The operation id had expired when it was to be applied. Sent only once: nothing was done, and the write begins anew with the log time of the answer. */
+/* Log time goes on by itself where nothing is written, but a cluster that was restarted goes on from its last entry. What this handle knows may then be ahead by more
+ * than an expiry is allowed to be, and every write be refused for it (RAFTDIR_EINVAL, and not kept): believe the answer. */
+static bool expires_too_late(struct call *c, int code, uint64_t log_time_ms)
+{
+    if (code != RAFTDIR_EINVAL || !c->expires_pos || !log_time_ms || c->expires_ms <= log_time_ms || c->expires_ms - log_time_ms <= OP_TTL_MAX_MS)
+        return false;
+    c->d->log_time_ms = log_time_ms;
+    /* A copy that a node sends to another leader must not be in time where the first wasn't. */
+    return c->expires_ms - log_time_ms > OP_TTL_MAX_MS + REQUEST_TIMEOUT_MAX_MS;
+}
+
+/* The operation id was no good when it was to be applied: expired, or too far from that. Sent only once: nothing was done, and the write begins anew with the log
+ * time of the answer. */
 static bool begin_anew(struct call *c, uint64_t log_time_ms)
 {
     struct err err;
@@ -588,6 +601,13 @@ static void on_answer(struct call *c, unsigned i, Raftdir__Client__FromNode *m, 
     if (code > 0)
         code = RAFTDIR_EPROTO;
     bool refused = c->body_field == RAFTDIR__CLIENT__TO_NODE__BODY_WRITE && !m->code && code < 0;
+    bool late = refused && m->has_log_time_ms && expires_too_late(c, code, m->log_time_ms);
+    if (late && begin_anew(c, m->log_time_ms)) {
+        drop_attempt(c, i);
+        wake_calls(d);
+        raftdir__client__from_node__free_unpacked(m, NULL);
+        return;
+    }
     if (code == RAFTDIR_EEXPIRED && (c->flags & CALL_WRITE)) {
         uint64_t log_time = m->has_log_time_ms ? m->log_time_ms : d->log_time_ms;
         drop_attempt(c, i);

@@ -146,6 +146,7 @@ struct call {
     Raftdir__Client__FromNode *answer; /* when done, and there was one */
     struct endpoint *answered_by;
     uint32_t op_id_pos, expires_pos; /* writes: where they stand in the body; 0: not a write */
+    uint64_t expires_ms; /* when expires_set */
     bool expires_set, anew;
     int (*prepare)(struct call *c);                                     /* streams: rebuild the body before each attempt; NULL: nothing to do */
     void (*on_frame)(struct call *c, Raftdir__Client__FromNode *answer); /* streams: takes the answer */

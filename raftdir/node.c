@@ -71,6 +71,17 @@ void node_log_time_seen(struct node *n, uint64_t log_time_ms)
     }
 }
 
+/* The leader's word counts even where it is behind: log time goes on by itself while nothing is written, but a leader that was restarted goes on from its last entry. A
+ * node that stayed ahead of it would let clients compute expiries that apply refuses. Less than an expiry's length is nobody's trouble. */
+void node_log_time_told(struct node *n, uint64_t log_time_ms)
+{
+    node_log_time_seen(n, log_time_ms);
+    if (node_log_time(n) - log_time_ms > OP_TTL_DEFAULT_MS) {
+        n->log_time = log_time_ms;
+        n->log_time_at = n->now;
+    }
+}
+
 /* A new leader goes on from the newest time in its log, applied or not. */
 static void log_time_of_log(struct node *n)
 {

@@ -218,6 +218,7 @@ bool node_is_leader(const struct node *n);
 void node_settle(struct node *n);
 uint64_t node_log_time(const struct node *n);
 void node_log_time_seen(struct node *n, uint64_t log_time_ms);
+void node_log_time_told(struct node *n, uint64_t log_time_ms); /* by the leader, of now */
 struct node_peer_state *node_peer_state(struct node *n, uint64_t id); /* makes it; NULL when the table is full of live members */
 const struct raft_server *node_server(const struct node *n, uint64_t id);
 /* Submits entries made by the caller; takes no references. */

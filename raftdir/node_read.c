@@ -214,7 +214,7 @@ void node_reads_freshness_ack(struct node *n, uint64_t from, const Raftdir__Peer
         return;
     }
     uint64_t sent = n->freshness_sent[a->seq % PROBE_RING];
-    node_log_time_seen(n, a->log_time_ms);
+    node_log_time_told(n, a->log_time_ms);
     fresh_note(n, sent > a->leader_age_ms ? sent - a->leader_age_ms : 0, a->commit_index);
 }
 

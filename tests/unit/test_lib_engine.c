@@ -654,6 +654,45 @@ static void write_expired_begins_anew(void **state)
     assert_int_equal(n.expires_ms[1], 5000000 + OP_TTL_DEFAULT_MS);
 }
 
+#define AHEAD (4ull * OP_TTL_MAX_MS)
+
+/* As apply does: an expiry that is too far off is refused. */
+static void not_too_late(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
+{
+    if (m->body_case != F(WRITE))
+        return;
+    if (m->write->expires_ms - f->log_time_ms > OP_TTL_MAX_MS)
+        fake_write_result(f, conn, m, RAFTDIR_EINVAL, 40, "the operation id expires too late");
+    else
+        fake_write_result(f, conn, m, 0, 50, NULL);
+}
+
+/* Nothing was written for hours, then all nodes were restarted: log time goes on from the last entry, and this handle with it. */
+static void log_time_of_a_restarted_cluster(void **state)
+{
+    (void)state;
+    STOP_FAKES;
+    struct noted n = {.then = not_too_late};
+    fake_start(&one, dir, "one", notes_write, &n);
+    fake_lock(&one);
+    one.log_time_ms = AHEAD;
+    fake_unlock(&one);
+    open_at(one.endpoint, 3000, 0);
+    assert_int_equal(create("user.a", NULL), 0);
+    fake_lock(&one);
+    one.log_time_ms = 1000;
+    fake_unlock(&one);
+    assert_int_equal(create("user.b", NULL), 0);
+    assert_int_equal(create("user.c", NULL), 0);
+    raftdir_close(&d);
+    fake_stop(&one);
+    assert_int_equal(n.n, 4);
+    assert_int_equal(n.expires_ms[0], AHEAD + OP_TTL_DEFAULT_MS);
+    assert_memory_not_equal(n.op_id[1], n.op_id[2], OP_ID_LEN);
+    assert_int_equal(n.expires_ms[2], 1000 + OP_TTL_DEFAULT_MS);
+    assert_int_equal(n.expires_ms[3], 1000 + OP_TTL_DEFAULT_MS);
+}
+
 static void always_expired(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
 {
     fake_write_result(f, conn, m, RAFTDIR_EEXPIRED, 40, "expired");
@@ -835,6 +874,7 @@ int main(void)
         TEST(write_not_permitted),
         TEST(write_other_identity),
         TEST(write_expired_begins_anew),
+        TEST(log_time_of_a_restarted_cluster),
         TEST(write_expired_after_a_retry_is_uncertain),
         TEST(session_follows_to_another_node),
         TEST(session_ends_with_the_incarnation),

@@ -411,6 +411,39 @@ static void a_voter_that_has_just_died_is_no_quorum(void **state)
     }
 }
 
+/* Nothing is written for hours, then a majority is restarted and leads: log time goes on from the last entry, and the node that wasn't restarted follows. What it
+ * tells clients is what they compute expiries from. */
+static void log_time_follows_the_leader(void **state)
+{
+    (void)state;
+    struct write x;
+    struct node_status leads, follows;
+    three();
+    write_start(&x, leader(), 1, 5000);
+    run(W.now + 500);
+    assert_int_equal(x.code, 0);
+    W.now += 4 * OP_TTL_MAX_MS;
+    run(W.now + 3000);
+    int f = leader() % 3 + 1;
+    node_status_get(W.nodes[f].node, W.now, &follows);
+    assert_true(follows.log_time_ms >= 4 * OP_TTL_MAX_MS);
+    W.nodes[f].cut = true;
+    for (int i = 1; i <= 3; i++)
+        if (i != f)
+            node_reboot((uint64_t)i);
+    run(W.now + 3000);
+    W.nodes[f].cut = false;
+    run(W.now + 1000);
+    assert_int_not_equal(leader(), f);
+    node_status_get(W.nodes[leader()].node, W.now, &leads);
+    node_status_get(W.nodes[f].node, W.now, &follows);
+    assert_true(leads.log_time_ms < OP_TTL_MAX_MS);
+    assert_true(follows.log_time_ms < leads.log_time_ms + OP_TTL_DEFAULT_MS);
+    write_start(&x, f, 2, 5000);
+    run(W.now + 500);
+    assert_int_equal(x.code, 0);
+}
+
 /* A change that is in the log may yet happen: its asker must not hear that it didn't. */
 static void a_change_in_the_log_is_uncertain(void **state)
 {
@@ -549,7 +582,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
         T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
-        T(a_removal_keeps_a_quorum), T(a_voter_that_has_just_died_is_no_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(a_node_knows_its_place), T(garbage_is_dropped), T(addresses),
+        T(a_removal_keeps_a_quorum), T(a_voter_that_has_just_died_is_no_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(log_time_follows_the_leader), T(a_node_knows_its_place), T(garbage_is_dropped), T(addresses),
     };
     return cmocka_run_group_tests_name("node", tests, NULL, NULL);
 }
