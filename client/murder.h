@@ -9,7 +9,7 @@
  *   ACTIVATE     makes it active: what is absent, reserved here, or at the same server. A mailbox that is active at another server stays there: refused.
  *                Another partition of the same server is a move within it. An empty partition ("server!") keeps the one that is known.
  *   DEACTIVATE   XFER's first step: the mailbox is held (without an end) for whoever activates it next. So XFER is DEACTIVATE here, ACTIVATE there: a move.
- *   DELETE       only what is at this server. What is not there is deleted: success.
+ *   DELETE       only what is at this server. What is not there is deleted: success. Where it isn't known whether it was done, the mailbox is put back: Cyrus keeps its own.
  *   RENAME       comes as DELETE old, RESERVE new, ACTIVATE new on one session: the old one's partition goes over, and when the new name is refused
  *                the old one is put back, since Cyrus then puts its own back.
  *   FIND         by murder_find. A caller that would wipe its own copy of what is found elsewhere must not be told: see preload_mupdate.c.

@@ -47,7 +47,7 @@ static const char *partition_of(const struct murder_session *s, const struct mur
     return s->deleted->partition;
 }
 
-/* The new name of a rename didn't come about, so Cyrus takes the old one back: so do we. The message stays the refusal's. */
+/* Cyrus keeps what it was about to delete, or takes the old name of a rename back: so do we. The message stays that of what failed. */
 static void put_back(struct murder_session *s)
 {
     struct raftdir_mailbox *m = s->deleted;
@@ -64,11 +64,18 @@ static void put_back(struct murder_session *s)
         if (rc >= 0)
             rc = raftdir_write(d, b, NULL);
         result = murder_result(d, rc);
+        const struct raftdir_mailbox *there;
+        char put[MURDER_TEXT_LEN];
+        keep_message(put);
+        if (rc == RAFTDIR_EEXIST && murder_find(m->name, &there) == MURDER_OK && !there->reserved && strcmp(there->server, m->server) == 0)
+            result = MURDER_OK; /* it was never gone */
+        else
+            murder_fail(result, "%s", put);
     }
     if (result)
-        murder_log(LOG_ERR, "%s was deleted for a rename that failed, and could not be put back (%s): run ctl_mboxlist -m", m->name, murder_message());
+        murder_log(LOG_ERR, "%s may have been deleted for something that failed, and could not be put back (%s): run ctl_mboxlist -m", m->name, murder_message());
     else
-        murder_log(LOG_NOTICE, "%s is back in the directory: its rename failed (%s)", m->name, why);
+        murder_log(LOG_NOTICE, "%s is in the directory as before: its deletion or rename failed (%s)", m->name, why);
     raftdir_batch_destroy(&b);
     raftdir_mailbox_free(m);
     murder_fail(MURDER_OK, "%s", why);
@@ -202,9 +209,12 @@ enum murder_result murder_delete(struct murder_session *s, const char *name, con
         rc = raftdir_write(d, b, NULL);
     enum murder_result result = murder_result(d, rc);
     raftdir_batch_destroy(&b);
-    if (result == MURDER_OK)
+    if (result == MURDER_OK || rc == RAFTDIR_EUNCERTAIN)
         s->deleted = was;
     else
         raftdir_mailbox_free(was);
+    /* Cyrus goes on as if nothing were deleted. If it was, mail for the name would bounce until somebody runs ctl_mboxlist -m. */
+    if (rc == RAFTDIR_EUNCERTAIN)
+        put_back(s);
     return result;
 }

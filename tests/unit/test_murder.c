@@ -8,6 +8,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 #include "client/murder_internal.h"
+#include "support_certs.h"
+#include "support_fake_node.h"
 
 static char path[] = "/tmp/raftdir-test-murder.XXXXXX";
 
@@ -161,6 +163,61 @@ static void forks(void **state)
     murder_close();
 }
 
+/* A directory with one mailbox. What it does with a DELETE is the test's: its result gets lost. */
+static struct {
+    bool there, does_it;
+    unsigned deletes, creates;
+} world;
+
+static void answer(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
+{
+    if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP) {
+        if (world.there)
+            fake_row(f, conn, m->request_id, m->lookup->name, "be1", 60);
+        else
+            fake_code(f, conn, m->request_id, RAFTDIR_ENOTFOUND, "no mailbox");
+    } else if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_WRITE && m->write->ops[0]->op_case == RAFTDIR__LOG__OP__OP_DELETE) {
+        if (++world.deletes == 1 && world.does_it)
+            world.there = false;
+        if (world.deletes == 1)
+            fake_close(f, conn); /* the result is lost, and the next node knows us as somebody else */
+        else
+            fake_write_result(f, conn, m, RAFTDIR_EPERM, 61, "the operation id is somebody else's");
+    } else if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_WRITE && m->write->ops[0]->op_case == RAFTDIR__LOG__OP__OP_CREATE) {
+        world.creates++;
+        fake_write_result(f, conn, m, world.there ? RAFTDIR_EEXIST : 0, 62, world.there ? "active" : NULL);
+        world.there = true;
+    }
+}
+
+/* A DELETE that nobody knows the outcome of. Cyrus keeps the mailbox, as after any that failed: so it has to be in the directory, or mail for it bounces. */
+static void uncertain_delete(void **state)
+{
+    (void)state;
+    char dir[80], text[300];
+    struct fake node = {0};
+    support_dir_make(dir, sizeof dir, "murder");
+    for (int does_it = 0; does_it < 2; does_it++) {
+        struct murder_session s = {NULL};
+        memset(&world, 0, sizeof world);
+        world.there = true;
+        world.does_it = does_it;
+        memset(&node, 0, sizeof node);
+        fake_start(&node, dir, "one", answer, NULL);
+        snprintf(text, sizeof text, "endpoints = \"%s\"\nlocal_dir = \"/nowhere\"\n", node.endpoint);
+        settings_file(text);
+        assert_int_equal(murder_delete(&s, "user.x", "be1"), MURDER_UNSURE);
+        assert_non_null(strstr(murder_message(), "another identity"));
+        assert_null(s.deleted);
+        murder_close();
+        fake_stop(&node);
+        assert_int_equal(world.deletes, 2);
+        assert_int_equal(world.creates, 1);
+        assert_true(world.there);
+    }
+    support_dir_remove(dir);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -177,6 +234,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(settings_read), cmocka_unit_test(settings_wrong), cmocka_unit_test(locations), cmocka_unit_test(unreachable), cmocka_unit_test(forks),
+        cmocka_unit_test(uncertain_delete),
     };
     return cmocka_run_group_tests_name("murder", tests, setup, teardown);
 }
