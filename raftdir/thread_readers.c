@@ -7,7 +7,8 @@
  *
  * Held up: LMDB's mutex of the slots is held for a few instructions by a process that begins to read; one that is stopped just there holds this thread up, until it goes on or
  * ends (the mutex is robust). Nobody waits for this thread, not even the stop: what it shares with the daemon is left to it then, and the process's end ends it. Meanwhile dead slots aren't
- * freed and the alarm stays what it was. */
+ * freed and the alarm stays what it was. Whoever takes a slot of that file waits likewise: a scrub, a verify, an image or copy at their begin, and a daemon that is started on it. LMDB has no limit of
+ * time there; the process has to be continued or killed. */
 #include "thread_readers.h"
 #include <errno.h>
 #include <inttypes.h>
