@@ -9,7 +9,10 @@
  *
  * Syncing: a commit flushes the data, not the page that makes it the newest state (store.c). After STATE_SYNC_LEN or STATE_SYNC_ENTRIES, and when nothing has come
  * for SYNC_IDLE_MS, store_sync does that, and `synced` says up to where the log isn't needed any more. A sync that failed for want of space is repeated only after
- * another commit, which writes that page anew: repeated at once it would succeed without having written what failed. */
+ * another commit, which writes that page anew: repeated at once it would succeed without having written what failed.
+ *
+ * What this thread reads it reads in one transaction, which it keeps and renews: a new one would take a reader's slot, under a mutex that LMDB shares with the processes that
+ * read the state directly. One of them that is stopped just there must not stop applying. */
 #include "thread_apply.h"
 #include <raft.h>
 #include <stddef.h>
@@ -26,6 +29,7 @@ _Static_assert(offsetof(struct apply_batch, next) == 0, "an apply_batch is a wor
 
 struct apply_thread {
     struct store *store;
+    struct store_txn *txn; /* reset between uses */
     struct apply_thread_ops ops;
     struct worker *worker;
     /* the thread's own */
@@ -34,30 +38,34 @@ struct apply_thread {
     bool broken;
 };
 
-int apply_members_get(struct store *store, struct apply_members *members_r, struct err *err)
+static int members_read(struct store_txn *txn, struct apply_members *members_r, struct err *err)
 {
-    struct store_txn *txn;
     struct store_meta meta;
     const uint8_t *data;
     size_t len;
     uint64_t index;
+    int rc;
     memset(members_r, 0, sizeof *members_r);
-    int rc = store_read_begin(store, &txn, err);
-    if (rc != 0)
-        return rc;
     if ((rc = store_meta_get(txn, &meta, err)) != 0 || (rc = store_configuration_get(txn, &data, &len, &index, err)) != 0 || len == 0)
-        goto end_txn;
+        return rc;
     struct raft_configuration c;
     struct raft_buffer buf = {(void *)(uintptr_t)data, len};
-    if (!guard_configuration_valid(data, len) || raft_configuration_decode(&buf, &c) != 0) { /* the decoder trusts its lengths, and an image has it from a peer */
-        rc = err_set(err, RAFTDIR_ECORRUPT, "the applied configuration doesn't decode");
-        goto end_txn;
-    }
+    if (!guard_configuration_valid(data, len) || raft_configuration_decode(&buf, &c) != 0) /* the decoder trusts its lengths, and an image has it from a peer */
+        return err_set(err, RAFTDIR_ECORRUPT, "the applied configuration doesn't decode");
     members_r->id_max = meta.member_id_max;
     for (unsigned i = 0; i < c.n && members_r->n < MEMBERS_MAX; i++)
         members_r->ids[members_r->n++] = c.servers[i].id;
     raft_configuration_close(&c);
-end_txn:
+    return 0;
+}
+
+int apply_members_get(struct store *store, struct apply_members *members_r, struct err *err)
+{
+    struct store_txn *txn;
+    int rc = store_read_begin(store, &txn, err);
+    if (rc != 0)
+        return rc;
+    rc = members_read(txn, members_r, err);
     store_read_end(&txn);
     return rc;
 }
@@ -117,12 +125,11 @@ static struct apply_batch *merge(struct apply_batch *list)
 
 /* --- Syncing ------------------------------------------------------------------------------------------------------------------ */
 
-static int synced_get(struct store *store, struct apply_synced *s, struct err *err)
+static int synced_get(struct store_txn *txn, struct apply_synced *s, struct err *err)
 {
-    struct store_txn *txn;
     struct store_meta meta;
     const uint8_t *data;
-    int rc = store_read_begin(store, &txn, err);
+    int rc = store_read_renew(txn, err);
     if (rc != 0)
         return rc;
     if ((rc = store_meta_get(txn, &meta, err)) == 0 && (rc = store_configuration_get(txn, &data, &s->configuration_len, &s->configuration_index, err)) == 0) {
@@ -133,7 +140,7 @@ static int synced_get(struct store *store, struct apply_synced *s, struct err *e
             memcpy(s->configuration, data, s->configuration_len);
         }
     }
-    store_read_end(&txn);
+    store_read_reset(txn);
     return rc;
 }
 
@@ -155,7 +162,7 @@ static void sync_state(struct apply_thread *t)
         logger_limited(LOGGER_WARN, "apply", "no space to flush the state: %s", err.text);
         return;
     }
-    if (rc == 0 && (rc = synced_get(t->store, &s, &err)) == 0)
+    if (rc == 0 && (rc = synced_get(t->txn, &s, &err)) == 0)
         t->ops.synced(t->ops.data, &s); /* this thread is the only writer: what it reads is what was flushed */
     else
         broken(t, rc, &err);
@@ -213,7 +220,10 @@ static bool run_batch(void *data, struct worker_item *items)
         t->ops.published(t->ops.data, &batch->meta);
         if (batch->meta.configuration_index != t->configuration_index) {
             t->configuration_index = batch->meta.configuration_index;
-            batch->status = apply_members_get(t->store, &members, &batch->err);
+            if ((batch->status = store_read_renew(t->txn, &batch->err)) == 0) {
+                batch->status = members_read(t->txn, &members, &batch->err);
+                store_read_reset(t->txn);
+            }
             changed = batch->status == 0;
         }
     }
@@ -235,8 +245,13 @@ int apply_thread_start(struct store *store, const struct apply_thread_ops *ops, 
     t->store = store;
     t->ops = *ops;
     struct worker_ops ops_of_worker = {.data = t, .name = "apply", .last = last_of_commit, .run = run_batch, .drop = drop, .idle = idle, .idle_ms = SYNC_IDLE_MS};
-    int rc = worker_start(&ops_of_worker, &t->worker, err);
+    int rc = store_read_begin(store, &t->txn, err);
+    if (rc == 0) {
+        store_read_reset(t->txn);
+        rc = worker_start(&ops_of_worker, &t->worker, err);
+    }
     if (rc != 0) {
+        store_read_end(&t->txn);
         free(t);
         return rc;
     }
@@ -256,5 +271,6 @@ void apply_thread_stop(struct apply_thread **thread)
     if (!t)
         return;
     worker_stop(&t->worker);
+    store_read_end(&t->txn);
     free(t);
 }
