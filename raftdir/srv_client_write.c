@@ -1,8 +1,8 @@
 /* srv_client_write.c - writes: may this identity do that, is it well-formed, then packed with identity and origin and given to the consensus thread.
  *
  * A backend that is bound to a server may write only locations of that server and touch only mailboxes that are there, or that are being moved
- * there. Where the operation doesn't show the server, the mailbox is looked up, in a state that is at least as new as the request when the first look
- * finds nothing. The look and the operation are not one atomic step: it keeps hosts to their own, the preconditions of operations keep the directory whole.
+ * there. Where the operation doesn't show the server, the mailbox is looked up, again in a state that is at least as new as the request when the first look
+ * finds nothing, or finds it on another server: this node may lag behind. The look and the operation are not one atomic step: it keeps hosts to their own, the preconditions of operations keep the directory whole.
  * The outcome: what apply computed (code 0, Result.code inside), refused here (nothing happened), or EUNCERTAIN; see proto/README.md. */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,9 +24,10 @@ static bool is_there(const struct store_mailbox *m, const char *server)
     return str_is(m->server, server) || str_is(m->moving_server, server);
 }
 
+/* Refused, as far as this state knows. */
 static int refuse(struct err *err, const char *server, const char *name, const struct store_mailbox *m)
 {
-    return err_set(err, RAFTDIR_EPERM, "this identity is bound to server \"%s\", and %.200s is on \"%.*s\": do it from there, or with the role admin", server, name,
+    return err_set(err, RAFTDIR_ESTALE, "this identity is bound to server \"%s\", and %.200s is on \"%.*s\": do it from there, or with the role admin", server, name,
                    (int)m->server.len, m->server.s ? m->server.s : "");
 }
 
@@ -86,7 +87,7 @@ static bool makes(const Raftdir__Log__Op *op)
            op->op_case == RAFTDIR__LOG__OP__OP_PUT;
 }
 
-/* 0; RAFTDIR_EPERM; RAFTDIR_ENOTFOUND: look again in a newer state. */
+/* 0; RAFTDIR_EPERM; RAFTDIR_ENOTFOUND, RAFTDIR_ESTALE (refused): look again in a newer state. */
 static int bound_check(struct service *s, const char *server, const Raftdir__Log__Op *op, struct err *err)
 {
     const char *name = op_name(op), *to = op_server(op);
@@ -103,7 +104,7 @@ static int bound_check(struct service *s, const char *server, const Raftdir__Log
     if (makes(op)) {
         /* Somebody else's mailbox: apply refuses it with the better answer (EEXIST, EOTHERSTORE), unless the operation is one that takes it. */
         bool takes = op->op_case == RAFTDIR__LOG__OP__OP_PUT || (op->op_case == RAFTDIR__LOG__OP__OP_ACTIVATE && op->activate->take_over);
-        return rc == RAFTDIR_EPERM && !takes ? 0 : rc;
+        return rc == RAFTDIR_ESTALE && !takes ? 0 : rc;
     }
     if (rc == 0 && subtree_of(op))
         rc = subtree_check(s, server, name, err);
@@ -127,12 +128,15 @@ static int role_check(struct request *r, struct err *err)
     bool look_again = false;
     for (size_t i = 0; rc == 0 && i < w->n_ops; i++) {
         rc = bound_check(r->service, a->server, w->ops[i], err);
-        if (rc == RAFTDIR_ENOTFOUND) {
+        if (rc == RAFTDIR_ENOTFOUND || (rc == RAFTDIR_ESTALE && !r->linearized)) {
             look_again = true;
             rc = 0;
-        } else if (rc != 0 && w->n_ops > 1) {
-            err_wrap(err, "operation %zu", i + 1);
+            continue;
         }
+        if (rc == RAFTDIR_ESTALE)
+            rc = err->code = RAFTDIR_EPERM;
+        if (rc != 0 && w->n_ops > 1)
+            err_wrap(err, "operation %zu", i + 1);
     }
     srv_txn_done(r->service);
     return rc == 0 && look_again && !r->linearized ? RAFTDIR_ENOTFOUND : rc;
