@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 struct local_page {
@@ -335,13 +336,30 @@ static int attach_anew(struct local *l)
     return 0;
 }
 
+/* The age of what the page speaks of, computed once a tick of the system (a few milliseconds): reading the exact clock costs as much as a twentieth of a lookup. The tick is
+ * added, so that it is never told too young. */
+static int64_t age_of(struct local *l)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    uint64_t tick = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    if (tick != l->age_tick || tick == 0) {
+        l->age_tick = tick;
+        l->age_ms = page_age_ms(l->page->page);
+        if (l->age_ms >= 0)
+            l->age_ms += LOCAL_TICK_MS;
+    }
+    return l->age_ms;
+}
+
 int local_attach(struct local *l, int64_t *age_ms_r)
 {
     if (l->page && l->state && local_is_same(l)) {
-        *age_ms_r = page_age_ms(l->page->page);
+        *age_ms_r = age_of(l);
         if (*age_ms_r >= 0 && *age_ms_r < LOCAL_AGE_LOOK_MS)
             return 0;
     }
+    l->age_tick = 0;
     int rc = attach_anew(l);
     if (rc == 0)
         *age_ms_r = page_age_ms(l->page->page);

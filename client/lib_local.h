@@ -14,6 +14,7 @@
 #define LOCAL_RETRY_MAX_MS 5000  /* up to this */
 #define LOCAL_LOOK_MS 100        /* a page that isn't served from, or seems forgotten, is compared with the file this often */
 #define LOCAL_AGE_LOOK_MS 1000   /* an age from which on the page may be forgotten */
+#define LOCAL_TICK_MS 10         /* the longest tick (CONFIG_HZ=100) */
 #define LOCAL_TRIES 3            /* reads that a change of generation spoilt, in one call */
 #define LOCAL_CHUNK_ROWS LIST_CHUNK_ROWS
 #define LOCAL_CHUNK_TOUCHED 4096 /* and so many rows touched, whether they matched or not, in one read transaction */
@@ -37,6 +38,8 @@ struct local {
     struct local_key key;      /* of `state` */
     struct store_txn *txn;     /* of `state`; reset between uses */
     uint64_t retry_at, retry_ms, look_at;
+    uint64_t age_tick;    /* of CLOCK_MONOTONIC_COARSE, in which the age was computed; 0: not yet */
+    int64_t age_ms;
     struct err why;       /* the last call wasn't answered here because */
     char node[sizeof ((struct page *)0)->node_name];
     struct {

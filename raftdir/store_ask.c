@@ -3,15 +3,35 @@
 #include "name.h"
 #include "store.h"
 
+static bool has_control(const char *s, size_t len)
+{
+    bool found = false;
+    for (size_t i = 0; i < len; i++)
+        found |= (unsigned char)s[i] < 0x20;
+    return found;
+}
+
+/* Names that are there are legal ones, so what is found needn't be checked: that would be a tenth of a lookup. Only control characters could be taken for separators (name_to_key). */
+static int ask_name(struct store_txn *txn, const char *name, struct store_mailbox *m, struct err *err)
+{
+    size_t len = strlen(name);
+    int rc = RAFTDIR_ENOTFOUND, illegal;
+    bool tried = len <= NAME_KEY_LEN_MAX && !has_control(name, len);
+    if (tried && (rc = store_lookup(txn, name, len, m, err)) != RAFTDIR_ENOTFOUND)
+        return rc;
+    illegal = name_check(name, len, err);
+    if (illegal)
+        return illegal;
+    return tried ? rc : store_lookup(txn, name, len, m, err);
+}
+
 int store_ask(struct store_txn *txn, enum store_by by, const char *key, struct store_mailbox *m, struct err *err)
 {
     char name[NAME_LEN_MAX + 1];
     int rc;
     switch (by) {
     case STORE_BY_NAME:
-        if ((rc = name_check(key, strlen(key), err)) != 0)
-            return rc;
-        return store_lookup(txn, key, strlen(key), m, err);
+        return ask_name(txn, key, m, err);
     case STORE_BY_UNIQUEID:
         if (strlen(key) > UNIQUEID_LEN_MAX)
             return err_set(err, RAFTDIR_ETOOBIG, "the uniqueid is longer than %d bytes", UNIQUEID_LEN_MAX);
