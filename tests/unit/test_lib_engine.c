@@ -14,48 +14,7 @@
 #include "raftdir/limits.h"
 #include "support_certs.h"
 #include "support_fake_node.h"
-
-#define F(name) RAFTDIR__CLIENT__TO_NODE__BODY_##name
-
-static char dir[80];
-static struct fake one, two;
-
-/* A handler's data stands in the frame of its test: the nodes end before that does. */
-static void stop_fakes(int *unused)
-{
-    (void)unused;
-    fake_stop(&one);
-    fake_stop(&two);
-}
-#define STOP_FAKES int stopped_at_the_end __attribute__((cleanup(stop_fakes), unused)) = 0
-static raftdir *d;
-
-static uint64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    support_dir_make(dir, sizeof dir, "lib");
-    memset(&one, 0, sizeof one);
-    memset(&two, 0, sizeof two);
-    d = NULL;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    raftdir_close(&d);
-    fake_stop(&one);
-    fake_stop(&two);
-    support_dir_remove(dir);
-    return 0;
-}
+#include "two_fakes.h"
 
 static void open_at(const char *endpoints, unsigned timeout_ms, unsigned patience_ms)
 {

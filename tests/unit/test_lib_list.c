@@ -13,22 +13,9 @@
 #include "raftdir/limits.h"
 #include "support_certs.h"
 #include "support_fake_node.h"
+#include "two_fakes.h"
 
-#define F(name) RAFTDIR__CLIENT__TO_NODE__BODY_##name
 #define CHUNK 100
-
-static char dir[80];
-static struct fake one, two;
-
-/* A handler's data stands in the frame of its test: the nodes end before that does. */
-static void stop_fakes(int *unused)
-{
-    (void)unused;
-    fake_stop(&one);
-    fake_stop(&two);
-}
-#define STOP_FAKES int stopped_at_the_end __attribute__((cleanup(stop_fakes), unused)) = 0
-static raftdir *d;
 
 /* A directory of `total` mailboxes, user.000000 and so on, streamed as a node does: chunks, within the credit. */
 struct directory {
@@ -144,25 +131,6 @@ static void serve(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *
     if (s->credit > s->most_ahead)
         s->most_ahead = (unsigned)s->credit;
     stream(f, s);
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    support_dir_make(dir, sizeof dir, "list");
-    memset(&one, 0, sizeof one);
-    memset(&two, 0, sizeof two);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    raftdir_close(&d);
-    fake_stop(&one);
-    fake_stop(&two);
-    support_dir_remove(dir);
-    return 0;
 }
 
 static void open_nodes(unsigned timeout_ms, unsigned patience_ms)

@@ -17,40 +17,9 @@
 #include "raftdir/limits.h"
 #include "support_certs.h"
 #include "support_fake_node.h"
+#include "two_fakes.h"
 
-#define F(name) RAFTDIR__CLIENT__TO_NODE__BODY_##name
 #define READS_MAX 1024 /* as raftdir.h says */
-
-static char dir[80];
-static struct fake one, two;
-static raftdir *d;
-
-static uint64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    support_dir_make(dir, sizeof dir, "loop");
-    memset(&one, 0, sizeof one);
-    memset(&two, 0, sizeof two);
-    d = NULL;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    raftdir_close(&d);
-    fake_stop(&one);
-    fake_stop(&two);
-    support_dir_remove(dir);
-    return 0;
-}
 
 static void open_at(const char *endpoints, unsigned timeout_ms, unsigned patience_ms, unsigned window)
 {

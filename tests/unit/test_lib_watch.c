@@ -13,26 +13,13 @@
 #include "raftdir/limits.h"
 #include "support_certs.h"
 #include "support_fake_node.h"
+#include "two_fakes.h"
 
-#define F(name) RAFTDIR__CLIENT__TO_NODE__BODY_##name
 #define BASE 10  /* index before the first event */
 #define EACH 3   /* events of an index */
 #define CHUNK 4
 #define WINDOW 512 /* as raftdir.h says */
 #define WATCHES 2
-
-static char dir[80];
-static struct fake one, two;
-static raftdir *d;
-
-/* A handler's data stands in the frame of its test: the nodes end before that does. */
-static void stop_fakes(int *unused)
-{
-    (void)unused;
-    fake_stop(&one);
-    fake_stop(&two);
-}
-#define STOP_FAKES int stopped_at_the_end __attribute__((cleanup(stop_fakes), unused)) = 0
 
 /* A feed of `total` events, user.000000 and so on, told as a node does. */
 struct feed {
@@ -184,25 +171,6 @@ static void serve(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *
         feed->most_credit = s->credit;
     if (s)
         stream(f, feed, s);
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    support_dir_make(dir, sizeof dir, "watch");
-    memset(&one, 0, sizeof one);
-    memset(&two, 0, sizeof two);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    raftdir_close(&d);
-    fake_stop(&one);
-    fake_stop(&two);
-    support_dir_remove(dir);
-    return 0;
 }
 
 static void open_nodes(unsigned patience_ms)
