@@ -307,6 +307,8 @@ int local_ask(struct raftdir *d, const struct local_question *q, const struct ra
 void local_explain(struct raftdir *d, int level);
 
 /* lib_mailbox.c */
+/* The strings that a mailbox has in the store and for the user under the same names; name and rights come beside. */
+#define MAILBOX_STRINGS(X) X(server) X(partition) X(acl) X(mbtype) X(uniqueid) X(legacy_specialuse) X(jmapid) X(name_history) X(moving_server) X(moving_partition)
 void mailbox_from_row(struct raftdir_mailbox *m_r, const Raftdir__Client__Row *row); /* borrows the row's strings */
 /* Of a lookup's answer; RAFTDIR_EPROTO: it has no mailbox. */
 int mailbox_from_answer(const Raftdir__Client__FromNode *answer, const struct endpoint *ep, struct raftdir_mailbox *m_r, struct err *err);

@@ -75,24 +75,13 @@ void local_answered(struct raftdir *d, const struct local_view *v)
 
 /* --- A mailbox for the user -------------------------------------------------------------------------------------------------------- */
 
-#define STRINGS(X)                                                                                                                         \
-    X(server)                                                                                                                              \
-    X(partition)                                                                                                                           \
-    X(acl)                                                                                                                                 \
-    X(mbtype)                                                                                                                              \
-    X(uniqueid)                                                                                                                            \
-    X(legacy_specialuse)                                                                                                                   \
-    X(jmapid)                                                                                                                              \
-    X(name_history)                                                                                                                        \
-    X(moving_server)                                                                                                                       \
-    X(moving_partition)
 #define RIGHTS_SIZE 33
 
 size_t local_text_len(const struct store_mailbox *m)
 {
     size_t len = m->name_len + 1 + RIGHTS_SIZE;
 #define X(field) len += m->field.len + 1;
-    STRINGS(X)
+    MAILBOX_STRINGS(X)
 #undef X
     return len;
 }
@@ -110,7 +99,7 @@ void local_mailbox(struct raftdir_mailbox *r, const struct store_mailbox *m, con
         at += m->f.len + 1;                                                                                                                \
     } else                                                                                                                                 \
         r->f = "";
-    STRINGS(X)
+    MAILBOX_STRINGS(X)
 #undef X
     r->rights = "";
     if (rights) {

@@ -48,19 +48,7 @@ int mailbox_from_answer(const Raftdir__Client__FromNode *m, const struct endpoin
 }
 
 /* Every string of a mailbox, for copying. */
-#define STRINGS(X)                                                                                                                         \
-    X(name)                                                                                                                                \
-    X(server)                                                                                                                              \
-    X(partition)                                                                                                                           \
-    X(acl)                                                                                                                                 \
-    X(mbtype)                                                                                                                              \
-    X(uniqueid)                                                                                                                            \
-    X(legacy_specialuse)                                                                                                                   \
-    X(jmapid)                                                                                                                              \
-    X(name_history)                                                                                                                        \
-    X(moving_server)                                                                                                                       \
-    X(moving_partition)                                                                                                                    \
-    X(rights)
+#define STRINGS(X) X(name) MAILBOX_STRINGS(X) X(rights)
 
 struct raftdir_mailbox *raftdir_mailbox_copy(const struct raftdir_mailbox *m)
 {

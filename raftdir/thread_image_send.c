@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#include "cond.h"
 #include "limits.h"
 #include "logger.h"
 #include "thread_consensus.h"
@@ -288,15 +289,7 @@ static bool await_return(struct place *p, struct err *err)
             uint64_t now = shared_now_ms(), ms = now < until ? until - now : 0;
             if (!ms)
                 break;
-            struct timespec at;
-            clock_gettime(CLOCK_MONOTONIC, &at);
-            ms = ms < LOOK_MS ? ms : LOOK_MS;
-            at.tv_sec += (time_t)(ms / 1000);
-            at.tv_nsec += (long)(ms % 1000) * 1000000;
-            if (at.tv_nsec >= 1000000000) {
-                at.tv_sec++;
-                at.tv_nsec -= 1000000000;
-            }
+            struct timespec at = cond_after_ms(ms < LOOK_MS ? ms : LOOK_MS);
             if (pthread_cond_timedwait(&p->given, &s->mutex, &at))
                 break;
         }
@@ -475,19 +468,15 @@ void image_senders_take(struct image_senders *s, uint64_t to, int fd, SSL *ssl, 
 int image_senders_start(struct daemon *d, struct image_senders **senders_r, struct err *err)
 {
     struct image_senders *s = mem_calloc(1, sizeof *s);
-    pthread_condattr_t attr;
     int rc = 0;
     s->d = d;
     pthread_mutex_init(&s->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     for (unsigned i = 0; i < IMAGE_SENDS_MAX; i++) {
         s->places[i].s = s;
         s->places[i].number = i;
         s->places[i].cancel.fd = -1;
-        pthread_cond_init(&s->places[i].given, &attr);
+        cond_init(&s->places[i].given);
     }
-    pthread_condattr_destroy(&attr);
     for (unsigned i = 0; i < IMAGE_SENDS_MAX && !rc; i++) {
         struct place *p = &s->places[i];
         rc = tls_cancel_init(&p->cancel, err);

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "cond.h"
 #include "logger.h"
 #include "space.h"
 #include "thread_consensus.h"
@@ -126,11 +127,7 @@ static void *run(void *arg)
     while (!w->stopping) {
         pthread_mutex_unlock(&w->mutex);
         look(w);
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += READERS_CHECK_MS % 1000 * 1000000l;
-        until.tv_sec += READERS_CHECK_MS / 1000 + until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        struct timespec until = cond_after_ms(READERS_CHECK_MS);
         pthread_mutex_lock(&w->mutex);
         while (!w->stopping && pthread_cond_timedwait(&w->cond, &w->mutex, &until) == 0)
             ;
@@ -144,13 +141,9 @@ static void *run(void *arg)
 int readers_watch_start(struct daemon *d, struct readers_watch **watch_r, struct err *err)
 {
     struct readers_watch *w = mem_calloc(1, sizeof *w);
-    pthread_condattr_t attr;
     w->d = d;
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->cond, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&w->cond);
     int rc = pthread_create(&w->thread, NULL, run, w);
     if (rc != 0) {
         pthread_cond_destroy(&w->cond);
@@ -165,14 +158,10 @@ int readers_watch_start(struct daemon *d, struct readers_watch **watch_r, struct
 void readers_watch_stop(struct readers_watch **watch)
 {
     struct readers_watch *w = *watch;
-    struct timespec until;
     *watch = NULL;
     if (!w)
         return;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += STOP_WAIT_MS * 1000000l;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    struct timespec until = cond_after_ms(STOP_WAIT_MS);
     pthread_mutex_lock(&w->mutex);
     w->stopping = true;
     pthread_cond_broadcast(&w->cond);

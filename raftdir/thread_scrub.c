@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "cond.h"
 #include "logger.h"
 #include "thread_consensus.h"
 
@@ -208,9 +209,7 @@ static void *thread_main(void *arg)
         wait_s = interval_s < FIRST_MIN_S ? interval_s : FIRST_MIN_S;
     pthread_mutex_lock(&s->mutex);
     for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += wait_s;
+        struct timespec until = cond_after_ms(1000ull * wait_s);
         while (!atomic_load(&s->stopping) && pthread_cond_timedwait(&s->cond, &s->mutex, &until) == 0)
             ;
         if (atomic_load(&s->stopping))
@@ -229,13 +228,9 @@ int scrub_start(struct daemon *d, struct scrub **scrub_r, struct err *err)
     if (!d->config->scrub_interval_s)
         return 0;
     struct scrub *s = mem_calloc(1, sizeof *s);
-    pthread_condattr_t attr;
     s->d = d;
     pthread_mutex_init(&s->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->cond, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&s->cond);
     int rc = pthread_create(&s->thread, NULL, thread_main, s);
     if (rc != 0) {
         pthread_cond_destroy(&s->cond);

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/statvfs.h>
 #include <time.h>
+#include "cond.h"
 #include "logger.h"
 #include "space.h"
 #include "thread_consensus.h"
@@ -160,11 +161,7 @@ static void *run(void *arg)
     while (!w->stopping) {
         pthread_mutex_unlock(&w->mutex);
         look(w);
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += SPACE_CHECK_MS * 1000000l;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        struct timespec until = cond_after_ms(SPACE_CHECK_MS);
         pthread_mutex_lock(&w->mutex);
         while (!w->stopping && pthread_cond_timedwait(&w->cond, &w->mutex, &until) == 0)
             ;
@@ -178,7 +175,6 @@ static void *run(void *arg)
 int space_watch_create(struct daemon *d, struct space_watch **watch_r, struct err *err)
 {
     struct space_watch *w = mem_calloc(1, sizeof *w);
-    pthread_condattr_t attr;
     w->d = d;
     int rc = space_ballast_open(&w->ballast, d->config->data_dir, d->config->space_reserve_len, err);
     if (rc != 0) {
@@ -186,10 +182,7 @@ int space_watch_create(struct daemon *d, struct space_watch **watch_r, struct er
         return rc;
     }
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->cond, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&w->cond);
     *watch_r = w;
     return 0;
 }

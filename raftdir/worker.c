@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
+#include "cond.h"
 #include "mem.h"
 
 struct worker {
@@ -17,26 +18,13 @@ struct worker {
     bool ran;    /* since the last idle */
 };
 
-static struct timespec after_ms(unsigned ms)
-{
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    at.tv_sec += ms / 1000;
-    at.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (at.tv_nsec >= 1000000000) {
-        at.tv_sec++;
-        at.tv_nsec -= 1000000000;
-    }
-    return at;
-}
-
 /* Waits, under the mutex, for something to do. */
 static void await(struct worker *w)
 {
     bool timed = w->ops.idle && w->ops.idle_ms && w->ran;
     struct timespec until = {0};
     if (timed)
-        until = after_ms(w->ops.idle_ms);
+        until = cond_after_ms(w->ops.idle_ms);
     while (!w->head && !w->stopping && !w->woken) {
         if (!timed)
             pthread_cond_wait(&w->cond, &w->mutex);
@@ -85,14 +73,10 @@ static void *run(void *arg)
 int worker_start(const struct worker_ops *ops, struct worker **worker_r, struct err *err)
 {
     struct worker *w = mem_calloc(1, sizeof *w);
-    pthread_condattr_t attr;
     w->ops = *ops;
     w->tail = &w->head;
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->cond, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&w->cond);
     *worker_r = w; /* run may use it at once */
     int rc = pthread_create(&w->thread, NULL, run, w);
     if (rc != 0) {
@@ -125,7 +109,7 @@ void worker_wake(struct worker *w)
 
 bool worker_pause(struct worker *w)
 {
-    struct timespec until = after_ms(1000);
+    struct timespec until = cond_after_ms(1000);
     pthread_mutex_lock(&w->mutex);
     while (!w->stopping && pthread_cond_timedwait(&w->cond, &w->mutex, &until) == 0)
         ;
