@@ -60,11 +60,10 @@ static void request_unlist(struct request *r)
 {
     switch (r->state) {
     case REQUEST_WAIT:
-        DL_DELETE(r->service->waiting, r);
-        srv_wait_for_set(r->service);
+        srv_wait_cancel(&r->wait);
         break;
     case REQUEST_RUNNABLE:
-        DL_DELETE(r->service->runnable, r);
+        srv_stream_stop(&r->stream);
         break;
     case REQUEST_BLOCKED:
         DL_DELETE(r->client->blocked, r);
@@ -193,29 +192,18 @@ void srv_fail_err(struct request *r, int code, const struct err *err)
 
 /* --- Calls to the consensus thread ------------------------------------------------------------------------------------------------- */
 
+static void consensus_done(struct consensus_call *call);
+
 void srv_consensus_call(struct request *r, enum consensus_kind kind)
 {
     r->state = REQUEST_CALL;
-    r->service->calls++;
-    free(r->call.result);
-    memset(&r->call, 0, sizeof r->call.msg);
-    r->call.msg.kind = kind;
-    r->call.reply_to = &r->service->inbox;
-    r->call.code = 0;
-    r->call.err.text[0] = '\0';
-    r->call.result = NULL;
-    r->call.result_len = 0;
-    if (kind == CONSENSUS_READ)
-        r->call.u.read.deadline_ms = r->deadline_ms;
-    else if (kind == CONSENSUS_WRITE)
-        r->call.u.write.deadline_ms = r->deadline_ms;
-    else if (kind == CONSENSUS_MEMBER)
-        r->call.u.member.deadline_ms = r->deadline_ms;
-    consensus_submit(r->service->d->consensus, &r->call);
+    r->call.done = consensus_done;
+    srv_call(r->service, &r->call, kind, r->deadline_ms);
 }
 
-void srv_consensus_done(struct request *r)
+static void consensus_done(struct consensus_call *call)
 {
+    struct request *r = (struct request *)((char *)call - offsetof(struct request, call));
     r->state = REQUEST_NEW;
     if (!r->client) {
         srv_request_free(r);

@@ -16,11 +16,8 @@
 #include <utlist.h>
 #include "client.pb-c.h"
 #include "conn.h"
-#include "daemon.h"
-#include "inbox.h"
-#include "thread_consensus.h"
+#include "srv.h"
 
-#define SRV_TICK_MS 50            /* deadlines and progress are looked at this often */
 #define SRV_CHUNK_LEN (256u << 10) /* a chunk of rows ends beyond this */
 #define SRV_CHUNK_NS 5000000ull /* and beyond so many nanoseconds: long ACLs and many groups */
 #define SRV_CHUNK_TOUCHED 4096     /* and beyond so many rows touched: a filter may match none of millions */
@@ -32,7 +29,7 @@
 enum request_state {
     REQUEST_NEW = 1,
     REQUEST_CALL,     /* at the consensus thread */
-    REQUEST_WAIT,     /* for `wait_index` to be published */
+    REQUEST_WAIT,     /* for an index to be published */
     REQUEST_BLOCKED,  /* answerable, but the client doesn't read what it has */
     REQUEST_RUNNABLE, /* a stream that may go on */
     REQUEST_CREDIT,   /* a stream that waits for credit */
@@ -49,8 +46,10 @@ struct request {
     size_t len; /* of its memory, as far as the client chose it */
     Raftdir__Client__ToNode *msg;
     enum request_state state;
-    struct request *prev, *next; /* in the list of its state: WAIT and RUNNABLE of the service, BLOCKED of the client */
-    uint64_t deadline_ms, wait_index;
+    struct request *prev, *next; /* BLOCKED: in the client's list */
+    struct srv_wait wait;        /* WAIT */
+    struct srv_stream stream;    /* RUNNABLE */
+    uint64_t deadline_ms;
     struct consensus_call call;
     uint8_t *packed; /* a write's request */
     bool linearized; /* a write whose location was looked up in a state that is not older than the request */
@@ -80,33 +79,6 @@ struct client {
     unsigned watches;
 };
 
-struct service {
-    struct daemon *d;
-    unsigned number;
-    uv_loop_t loop;
-    uv_thread_t thread;
-    struct inbox inbox;
-    uv_async_t publication;
-    uv_tcp_t tcp;
-    uv_pipe_t pipe;
-    bool has_tcp, has_pipe;
-    uv_timer_t tick;
-    uv_idle_t turn; /* active while a stream may go on */
-    struct store *store;       /* the state that was current when it was last looked at; NULL: none */
-    unsigned store_generation; /* of `store` */
-    struct store_txn *txn;     /* of `store`, reset between uses */
-    struct client *clients;
-    struct request *waiting, *runnable;
-    _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */
-    uint64_t silent_ms;           /* when silent clients were last looked for */
-    unsigned calls, verifies;     /* requests that are somebody else's now */
-    struct verify *verify_list;
-    bool stopping, closed;
-};
-
-/* thread_service.c */
-void srv_turn_start(struct service *s); /* srv_list_turn from the next turn on, while streams are runnable */
-
 /* srv_client.c */
 extern const struct conn_events srv_client_events;
 void srv_clients_silent_close(struct service *s, uint64_t now); /* those that never said Hello */
@@ -123,7 +95,6 @@ void srv_request_block(struct request *r);
 bool srv_phase_allows(struct request *r); /* may this node answer it now? Answers itself when not */
 bool srv_role_allows(struct request *r);  /* by the rules as they are now. Answers itself when not */
 void srv_consensus_call(struct request *r, enum consensus_kind kind);
-void srv_consensus_done(struct request *r);
 
 /* srv_client_read.c */
 void srv_read_begin(struct request *r);
@@ -131,26 +102,12 @@ void srv_read_called(struct request *r);
 void srv_read_linearize(struct request *r);
 void srv_read_ready(struct request *r); /* answer now, from the published state */
 void srv_wait_for(struct request *r, uint64_t index); /* srv_read_ready once it is published, ETIMEDOUT at r->deadline_ms */
-/* Age of the published state, UINT64_MAX: not known; and is it one that the request allows? Answers itself when not. */
-uint64_t srv_read_age(struct request *r);
+/* Is a state of that age one that the request allows? Answers itself when not. */
 bool srv_read_fresh(struct request *r, uint64_t age_ms);
-void srv_wait_published(struct service *s);
-void srv_wait_expired(struct service *s, uint64_t now);
-void srv_wait_for_set(struct service *s);
-/* The service's read transaction on the state that is current now, renewed; meta_r: the state's. Give it back with srv_txn_done. RAFTDIR_EFAILED: there is no
- * state that may be served. */
-int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err);
-void srv_txn_done(struct service *s);
-/* Lets go of a state that isn't the current one any more. At each tick, and at the end. */
-void srv_store_drop(struct service *s, bool end);
-/* A record of this state is damaged: the node fails. */
-void srv_corrupt(struct service *s, const char *why);
-
 /* srv_client_list.c */
 void srv_list_begin(struct request *r);
 void srv_list_credit(struct request *r, uint32_t rows);
 void srv_list_resume(struct request *r);
-void srv_list_turn(struct service *s);
 
 /* srv_client_watch.c */
 void srv_watch_ready(struct request *r); /* as srv_read_ready */

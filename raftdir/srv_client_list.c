@@ -8,16 +8,13 @@
 #include "logger.h"
 #include "srv_client.h"
 
-static void make_runnable(struct request *r)
-{
-    r->state = REQUEST_RUNNABLE;
-    DL_APPEND(r->service->runnable, r);
-    srv_turn_start(r->service);
-}
+static void turn(struct srv_stream *st);
 
 void srv_list_resume(struct request *r)
 {
-    make_runnable(r);
+    r->state = REQUEST_RUNNABLE;
+    r->stream.turn = turn;
+    srv_stream_run(r->service, &r->stream);
 }
 
 void srv_list_credit(struct request *r, uint32_t rows)
@@ -27,7 +24,7 @@ void srv_list_credit(struct request *r, uint32_t rows)
     uint64_t credit = (uint64_t)r->credit + rows;
     r->credit = credit < LIST_CREDIT_MAX ? (uint32_t)credit : LIST_CREDIT_MAX;
     if (r->state == REQUEST_CREDIT && r->credit)
-        make_runnable(r);
+        srv_list_resume(r);
 }
 
 void srv_list_begin(struct request *r)
@@ -57,7 +54,7 @@ void srv_list_begin(struct request *r)
     store_scan_bound(r->scan, SRV_CHUNK_TOUCHED);
     r->credit = !credit ? LIST_CREDIT_DEFAULT : credit < LIST_CREDIT_MAX ? credit : LIST_CREDIT_MAX;
     r->rows_left = limit ? limit : UINT64_MAX;
-    make_runnable(r);
+    srv_list_resume(r);
 }
 
 /* Rows up to the bounds of a chunk, which may be none. 0: there may be more; RAFTDIR_ENOTFOUND: that was the end. */
@@ -97,7 +94,7 @@ static void chunk(struct request *r)
     struct store_meta meta;
     struct store_counters counters;
     struct err err = {0};
-    if (!srv_read_fresh(r, srv_read_age(r)))
+    if (!srv_read_fresh(r, srv_age_ms(r->service)))
         return;
     srv_rows_init(&rows);
     int rc = chunk_read(r, &rows, &meta, &err);
@@ -131,16 +128,13 @@ static void chunk(struct request *r)
     } else if (!r->credit) {
         r->state = REQUEST_CREDIT;
     } else {
-        make_runnable(r);
+        srv_list_resume(r);
     }
 }
 
-void srv_list_turn(struct service *s)
+static void turn(struct srv_stream *st)
 {
-    struct request *r = s->runnable;
-    if (!r)
-        return;
-    DL_DELETE(s->runnable, r);
+    struct request *r = (struct request *)((char *)st - offsetof(struct request, stream));
     r->state = REQUEST_NEW;
     if (srv_client_stream_full(r->client))
         srv_request_block(r);

@@ -11,75 +11,25 @@
 
 /* --- Waiting ------------------------------------------------------------------------------------------------------------------ */
 
-void srv_wait_for_set(struct service *s)
+static void waited(struct srv_wait *w)
 {
-    uint64_t lowest = UINT64_MAX;
-    struct request *r;
-    DL_FOREACH(s->waiting, r)
-        if (r->wait_index < lowest)
-            lowest = r->wait_index;
-    atomic_store(&s->waiting_for, lowest);
+    struct request *r = (struct request *)((char *)w - offsetof(struct request, wait));
+    struct shared_view view;
+    r->state = REQUEST_NEW;
+    shared_view_get(&w->service->d->shared, &view);
+    bool serves = view.phase == SHARED_RUNNING || view.phase == SHARED_STOPPING;
+    if (!serves || srv_wait_reached(w) || srv_watch_expired(r))
+        srv_read_ready(r);
+    else
+        srv_fail(r, RAFTDIR_ETIMEDOUT, "this node's state is at index %llu, the request wants %llu: it is behind; ask another node, or again with more time",
+                 (unsigned long long)atomic_load(&w->service->d->shared.published), (unsigned long long)w->index);
 }
 
 void srv_wait_for(struct request *r, uint64_t index)
 {
-    struct service *s = r->service;
-    r->wait_index = index;
-    if (atomic_load(&s->d->shared.published) >= index) {
-        srv_read_ready(r);
-        return;
-    }
     r->state = REQUEST_WAIT;
-    DL_APPEND(s->waiting, r);
-    if (index < atomic_load(&s->waiting_for))
-        atomic_store(&s->waiting_for, index);
-    /* Published between the look and the store: apply may not have seen that somebody waits. */
-    if (atomic_load(&s->d->shared.published) >= index)
-        srv_wait_published(s);
-}
-
-/* Unlinked first, answered after: an answer may change the list. */
-static void waiting_take(struct service *s, struct request **taken, uint64_t published, uint64_t expired_before)
-{
-    struct request *r, *next;
-    DL_FOREACH_SAFE(s->waiting, r, next) {
-        if (r->wait_index > published && r->deadline_ms >= expired_before)
-            continue;
-        DL_DELETE(s->waiting, r);
-        r->state = REQUEST_NEW;
-        DL_APPEND(*taken, r);
-    }
-    srv_wait_for_set(s);
-}
-
-void srv_wait_published(struct service *s)
-{
-    struct request *taken = NULL, *r, *next;
-    struct shared_view view;
-    shared_view_get(&s->d->shared, &view);
-    bool serves = view.phase == SHARED_RUNNING || view.phase == SHARED_STOPPING; /* else nothing is published any more, and all of them fail */
-    waiting_take(s, &taken, serves ? atomic_load(&s->d->shared.published) : UINT64_MAX, 0);
-    DL_FOREACH_SAFE(taken, r, next) {
-        DL_DELETE(taken, r);
-        srv_read_ready(r);
-    }
-}
-
-void srv_wait_expired(struct service *s, uint64_t now)
-{
-    struct request *taken = NULL, *r, *next;
-    if (!s->waiting)
-        return;
-    uint64_t published = atomic_load(&s->d->shared.published);
-    waiting_take(s, &taken, published, now);
-    DL_FOREACH_SAFE(taken, r, next) {
-        DL_DELETE(taken, r);
-        if (r->wait_index <= published || srv_watch_expired(r))
-            srv_read_ready(r);
-        else
-            srv_fail(r, RAFTDIR_ETIMEDOUT, "this node's state is at index %llu, the request wants %llu: it is behind; ask another node, or again with more time",
-                     (unsigned long long)published, (unsigned long long)r->wait_index);
-    }
+    r->wait.done = waited;
+    srv_wait_begin(r->service, &r->wait, index, r->deadline_ms);
 }
 
 void srv_read_linearize(struct request *r)
@@ -136,13 +86,6 @@ void srv_read_called(struct request *r)
 
 /* --- Freshness ------------------------------------------------------------------------------------------------------------------ */
 
-uint64_t srv_read_age(struct request *r)
-{
-    struct shared_view view;
-    shared_view_get(&r->service->d->shared, &view);
-    return shared_age_ms(&view, shared_now_ms());
-}
-
 static bool is_linearizable(const struct request *r)
 {
     return r->msg->has_level && r->msg->level == RAFTDIR__CLIENT__READ_LEVEL__LINEARIZABLE;
@@ -168,41 +111,6 @@ bool srv_read_fresh(struct request *r, uint64_t age_ms)
 }
 
 /* --- Answering ------------------------------------------------------------------------------------------------------------------- */
-
-void srv_store_drop(struct service *s, bool end)
-{
-    if (!s->store || (!end && atomic_load(&s->d->store_generation) == s->store_generation))
-        return;
-    if (s->txn)
-        store_read_end(&s->txn);
-    store_close(&s->store);
-}
-
-int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err)
-{
-    srv_store_drop(s, false);
-    if (!s->store && !(s->store = daemon_store(s->d, &s->store_generation)))
-        return err_set(err, RAFTDIR_EFAILED, "this node has no state that it may serve (it failed or was removed): ask another node");
-    int rc = s->txn ? store_read_renew(s->txn, err) : store_read_begin(s->store, &s->txn, err);
-    if (rc != 0)
-        return rc;
-    if ((rc = store_meta_get(s->txn, meta_r, err)) != 0)
-        store_read_reset(s->txn);
-    return rc;
-}
-
-void srv_corrupt(struct service *s, const char *why)
-{
-    char text[ERR_TEXT_LEN];
-    logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s", why);
-    snprintf(text, sizeof text, "a record of the state is corrupt: %.400s; rebuild this node from its peers: raftdirctl cluster rebuild", why);
-    consensus_fail(s->d->consensus, s->store_generation, RAFTDIR_ECORRUPT, text);
-}
-
-void srv_txn_done(struct service *s)
-{
-    store_read_reset(s->txn);
-}
 
 static int lookup(struct service *s, const Raftdir__Client__Lookup *l, struct store_mailbox *m, struct err *err)
 {
@@ -259,7 +167,7 @@ static void answer_lookup(struct request *r)
     struct store_meta meta;
     struct store_mailbox m;
     struct err err = {0};
-    uint64_t age_ms = srv_read_age(r); /* before the state is read, which may get fresher meanwhile */
+    uint64_t age_ms = srv_age_ms(r->service); /* before the state is read, which may get fresher meanwhile */
     if (!srv_read_fresh(r, age_ms))
         return;
     int rc = srv_txn(r->service, &meta, &err);
@@ -282,7 +190,7 @@ static void answer_my_rights(struct request *r)
     struct err err = {0};
     acl_rights rights = 0;
     struct acl_subject who = {.user = q->user, .groups = (const char *const *)q->groups, .groups_n = q->n_groups};
-    uint64_t age_ms = srv_read_age(r); /* before the state is read, which may get fresher meanwhile */
+    uint64_t age_ms = srv_age_ms(r->service); /* before the state is read, which may get fresher meanwhile */
     if (!srv_read_fresh(r, age_ms))
         return;
     int rc = srv_txn(r->service, &meta, &err);

@@ -44,6 +44,7 @@ struct consensus_call {
     } u;
     struct inbox *reply_to;
     struct inbox_msg reply;
+    void (*done)(struct consensus_call *call); /* on the thread of reply_to */
     /* The outcome. */
     int code;
     struct err err;     /* text may be empty */
