@@ -1,4 +1,4 @@
-/* access.h - who may do what at this node: identities ("cert:NAME", "unix:UID"), roles, and the rules of the configuration. Pure. */
+/* access.h - who may do what at this node: identities ("cert:NAME", "unix:UID", "sasl:USER", "noauth:loopback"), roles, and the rules of the configuration. Pure. */
 #ifndef RAFTDIR_ACCESS_H
 #define RAFTDIR_ACCESS_H
 #include <stdbool.h>
@@ -12,7 +12,7 @@ enum access_role { ACCESS_NONE = 0, ACCESS_READ, ACCESS_BACKEND, ACCESS_ADMIN };
 
 /* One `allow` section. */
 struct access_rule {
-    char *who; /* "cert:NAME", "cert:*", "unix:UID", "unix:*" */
+    char *who; /* "cert:NAME", "cert:*", "unix:UID", "unix:*", "sasl:USER", "sasl:*", "noauth:loopback" */
     enum access_role role;
     char *server; /* NULL: a backend of any server */
 };
@@ -30,5 +30,9 @@ int access_role_parse(const char *s); /* -1: unknown */
 void access_of_uid(const struct access_rule *rules, size_t n, uid_t uid, uid_t own_uid, struct access *access_r);
 /* RAFTDIR_ETOOBIG: a name that doesn't fit an identity; access_r is ACCESS_NONE then. */
 int access_of_cert(const struct access_rule *rules, size_t n, const char *cert_name, struct access *access_r, struct err *err);
+/* The user that SASL has authenticated. Without a rule: ACCESS_NONE. RAFTDIR_ETOOBIG as above. */
+int access_of_sasl(const struct access_rule *rules, size_t n, const char *user, struct access *access_r, struct err *err);
+/* Who connects to MUPDATE over loopback or its Unix socket and says nothing: ACCESS_NONE unless there is a rule for "noauth:loopback". */
+void access_of_noauth(const struct access_rule *rules, size_t n, struct access *access_r);
 
 #endif

@@ -31,6 +31,16 @@ struct config {
     unsigned scrub_interval_s;   /* 0: never by itself */
     unsigned events_kept;        /* for watchers; FEED_EVENTS_KEPT */
     uint64_t log_keep_len;       /* LOG_KEEP_LEN */
+    /* MUPDATE; see raftdird.conf(5). */
+    char *mupdate_listen;        /* "host:port"; STARTTLS is offered */
+    char *mupdate_tls_listen;    /* "host:port"; TLS from the first byte */
+    char *mupdate_socket;        /* path */
+    mode_t mupdate_socket_mode;
+    bool mupdate_plaintext;      /* mechanisms that show the password, and COMPRESS before them, also without TLS */
+    bool mupdate_take_over;      /* ACTIVATE may take an active mailbox away from another server */
+    char *mupdate_hostname;      /* as the banner and SASL (realm, Kerberos) say; "": the machine's name */
+    char **sasl;                 /* `sasl = { "NAME: VALUE", ... }`: options of the SASL library; NAME without "sasl_" */
+    size_t sasl_n;
     struct access_rule *allow;
     size_t allow_n;
 };

@@ -21,6 +21,10 @@ struct conn_events {
     /* The other end announced a frame over frame_len_max: the connection is about to close with `code`. What is sent from here still goes out. May be NULL. */
     void (*on_oversize)(struct conn *c, int code, const char *why);
     void (*on_close)(struct conn *c, int code, const char *why);         /* the conn is freed after it; code 0: closed in order */
+    /* Instead of on_frame, with conn_options.raw: all bytes that came and weren't taken. Returns how many are taken; the rest is offered again together with what
+     * comes next, or after conn_pause(c, false). frame_len_max bytes that nobody takes end the connection as an oversized frame does. */
+    size_t (*on_data)(struct conn *c, const uint8_t *data, size_t len);
+    void (*on_tls)(struct conn *c); /* conn_starttls has succeeded; conn_peer_cert is known */
 };
 struct conn_options {
     SSL_CTX *tls;         /* NULL: no TLS. Referenced for as long as it is needed */
@@ -29,6 +33,7 @@ struct conn_options {
     void *data;
     unsigned user_timeout_ms;    /* unacknowledged bytes older than this end the connection; 0: CONN_USER_TIMEOUT_MS */
     unsigned connect_timeout_ms; /* for each address of the name; 0: HANDSHAKE_TIMEOUT_MS */
+    bool raw;             /* a stream of bytes, no frames: conn_send sends what it is given, on_data gets what comes */
     unsigned notsent_len;        /* TCP_NOTSENT_LOWAT: bytes that may wait in the kernel behind what is on its way; 0: the kernel's own */
 };
 #define CONN_USER_TIMEOUT_MS 30000
@@ -40,6 +45,10 @@ int conn_connect(uv_loop_t *loop, const char *host, const char *port, const stru
 /* Copies; before on_open too. RAFTDIR_ELIMIT: out_len_max is full and nothing was queued (on_drain will come). RAFTDIR_ECANCELED: closed.
  * Frames queued within one loop turn leave in one TLS write and one system call. */
 int conn_send(struct conn *c, const uint8_t *frame, size_t len);
+/* Raw connections without TLS, from within on_data or later: what is queued goes out in clear, then both ends speak TLS, as a server here. on_tls, or on_close with
+ * RAFTDIR_EAUTH, ETIMEDOUT and so on. Bytes that came before the other end could know (RFC 3207, section 5: they may be somebody else's) close the connection with
+ * RAFTDIR_EPROTO; what the running on_data takes doesn't count. References tls. */
+void conn_starttls(struct conn *c, SSL_CTX *tls);
 size_t conn_queued_len(const struct conn *c);
 uint64_t conn_sent_len(const struct conn *c); /* bytes that the socket has taken so far: does the other end still read? */
 void conn_pause(struct conn *c, bool paused); /* stop or go on reading */

@@ -33,7 +33,7 @@ struct daemon {
     /* Replaced by a reload, under the mutex; the generation says that the rules may have changed. */
     pthread_mutex_t config_mutex;
     struct config *config;
-    SSL_CTX *tls;
+    SSL_CTX *tls, *tls_optional;
     _Atomic unsigned rules_generation;
 
     uid_t own_uid;
@@ -62,6 +62,10 @@ struct daemon {
     struct service **services;
     unsigned services_n;
     _Atomic unsigned clients;  /* connections, of all service threads */
+    _Atomic unsigned mupdates; /* MUPDATE connections, of all service threads */
+    _Atomic uint64_t mupdate_seen; /* the highest index that a MUPDATE client was told of here: later reads aren't older, whoever asks */
+    pthread_mutex_t mupdate_mutex; /* of `mupdate_views` */
+    struct mupdate_view *mupdate_views; /* all sessions, of all service threads: srv_mupdate_view.c */
     _Atomic unsigned watchers; /* open watches, of all service threads */
     _Atomic size_t open_len;   /* memory of their open requests, as far as they chose it */
     _Atomic bool verify_runs;  /* one at a time */
@@ -89,7 +93,10 @@ void daemon_log_opened(struct daemon *d);
 void daemon_log_close(struct daemon *d);
 /* The role of a connection, by the rules as they are now. cert_name NULL: a Unix socket's uid. */
 int daemon_access(struct daemon *d, const char *cert_name, uid_t uid, struct access *access_r, struct err *err);
+int daemon_access_sasl(struct daemon *d, const char *user, struct access *access_r, struct err *err);
+void daemon_access_noauth(struct daemon *d, struct access *access_r);
 /* The context for new connections; give it back with SSL_CTX_free. */
 SSL_CTX *daemon_tls(struct daemon *d);
+SSL_CTX *daemon_tls_optional(struct daemon *d); /* for MUPDATE: a client certificate is welcome, and not needed */
 
 #endif

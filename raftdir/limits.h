@@ -128,4 +128,24 @@
 #define HANDSHAKE_TIMEOUT_MS 5000
 #define VERIFY_PROBLEMS_MAX 100
 
+/* MUPDATE. RFC 3656 wants lines of 1,024 and literals of 4,096 bytes taken. */
+#define MUPDATE_LINE_LEN_MAX 8192       /* a line without its literals */
+#define MUPDATE_LITERAL_LEN_MAX (ACL_LEN_MAX + 1024u)
+#define MUPDATE_COMMAND_LEN_MAX (MUPDATE_LITERAL_LEN_MAX + 16384u) /* a command with all of its literals */
+#define MUPDATE_UNAUTH_LEN_MAX 32768    /* the same, before somebody is authenticated (Kerberos tickets) */
+#define MUPDATE_WORDS_MAX 64            /* of one command: UPDATE may name servers */
+#define MUPDATE_CONNS_MAX 16384
+#define MUPDATE_PIPELINE_MAX 64         /* commands read ahead of the one that is worked on; then nothing more is read */
+#define MUPDATE_OUT_LEN_MAX (2u << 20)  /* bytes waiting for a slow client; then nothing more is made for it */
+#define MUPDATE_LOGIN_MS 60000          /* to authenticate */
+#define MUPDATE_FAILURES_MAX 3          /* of AUTHENTICATE on one connection */
+#define MUPDATE_IDLE_MS (45ull * 60 * 1000) /* RFC 3656, section 3: at least 15 minutes */
+#define MUPDATE_STALL_MS 60000          /* a client that takes nothing of a stream for so long is let go */
+#define MUPDATE_WRITE_MS 8000           /* Cyrus' clients wait 10 s */
+#define MUPDATE_READ_MS 8000
+#define MUPDATE_ABSENT_MAX_AGE_MS 5000  /* "no such mailbox" is said from a state at most so old, else a majority is asked */
+#define MUPDATE_STALE_MS 5000           /* a node whose state may be older takes no new connections: clients go on to the next address */
+#define MUPDATE_SNAPSHOTS_MAX 64        /* lists that hold a snapshot of the state, at one node; others wait their turn */
+#define MUPDATE_SNAPSHOT_LEN (256u << 10) /* rows are made in pieces of this length */
+
 #endif

@@ -15,6 +15,8 @@ struct tls_files {
 /* A context for both directions; a server with it demands a client certificate. Errors name the file and say what is wrong with it (missing, unreadable,
  * expired, not yet valid, key doesn't fit, not signed by the CA). */
 int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err);
+/* The same files, for a server that asks for a client certificate and goes on without one; one that is given must verify. */
+int tls_context_create_optional(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err);
 /* The name in our own or the peer's certificate: the common name, else the first DNS name. RAFTDIR_EAUTH without one. */
 int tls_cert_name(X509 *cert, char *buf_r, size_t size, struct err *err);
 int tls_peer_name(SSL *ssl, char *buf_r, size_t size, struct err *err);

@@ -1,0 +1,153 @@
+/* srv_mupdate.h - MUPDATE (RFC 3656) on a service thread, as Cyrus' clients speak it. Private to thread_service.c and srv_mupdate*.c.
+ *
+ * srv_mupdate.c         connections: banner, commands in order, LOGOUT, limits, who listens when
+ * srv_mupdate_auth.c    AUTHENTICATE, STARTTLS, COMPRESS; who somebody is and what he may
+ * srv_mupdate_write.c   RESERVE, ACTIVATE, DEACTIVATE, DELETE
+ * srv_mupdate_read.c    FIND, NOOP: levels, "not there" against "can't tell"
+ * srv_mupdate_list.c    LIST and the first part of UPDATE: rows of a snapshot, made in libuv's pool
+ * srv_mupdate_update.c  the rest of UPDATE: changes as they are published
+ * srv_mupdate_view.c    who is connected, for `raftdirctl mupdate sessions`
+ *
+ * A session works on one command at a time; what comes meanwhile waits in its connection's buffer (conn_pause beyond MUPDATE_PIPELINE_MAX). Each command ends with exactly one
+ * mupdate_answer. A session whose connection is gone lives on while something of it is under way (call, work): mupdate_release frees it when nothing is.
+ *
+ * Invariants: nothing is answered OK before it is committed; NO means that it was not done, or (text) that it can't be told; a row, and "no such mailbox", come from a state that has
+ * everything that any MUPDATE client of this node was told (daemon.mupdate_seen); lists are in Cyrus' order, from one snapshot that a majority has confirmed; no answer makes a
+ * backend wipe a mailbox (FIND after LIST of a server: srv_mupdate_read.c). */
+#ifndef RAFTDIR_SRV_MUPDATE_H
+#define RAFTDIR_SRV_MUPDATE_H
+#include "access.h"
+#include "conn.h"
+#include "log.pb-c.h"
+#include "mupdate_parse.h"
+#include "mupdate_print.h"
+#include "sasl_server.h"
+#include "srv.h"
+
+/* What others may know of a session; under daemon.mupdate_mutex. */
+struct mupdate_view {
+    struct mupdate_view *prev, *next;
+    char peer[128], identity[IDENTITY_LEN_MAX], role[16], server[SERVER_LEN_MAX + 1]; /* server: whose locations it has written or listed; "": not known */
+    bool tls, compressed, updating;
+    uint64_t since_ms, last_ms;   /* monotonic: connected; last command */
+    uint64_t commands, rows, sent_len;
+    uint64_t index;               /* UPDATE: everything up to here was sent (to the socket); behind by published - index */
+    size_t queued_len;            /* bytes that wait for it */
+    char doing[32];               /* "idle", "login", "list", "update", or a verb */
+};
+
+enum mupdate_auth { MUPDATE_ANONYMOUS, MUPDATE_IMPLIED /* loopback or peer credentials: may still AUTHENTICATE */, MUPDATE_AUTHENTICATED };
+
+struct mupdate_list;   /* srv_mupdate_list.c */
+struct mupdate_update; /* srv_mupdate_update.c */
+struct mupdate_zip;    /* srv_mupdate_auth.c: zlib's two streams */
+
+struct mupdate_session {
+    struct mupdate_session *prev, *next;
+    struct service *service;
+    struct conn *conn; /* NULL: gone */
+    struct mupdate_view view; /* own fields are written under the mutex, by mupdate_view_* */
+    bool local, tls, closing;
+    uint64_t since_ms, last_ms;
+
+    /* srv_mupdate_auth.c */
+    enum mupdate_auth auth;
+    struct access access;
+    unsigned rules_generation, failures;
+    char user[IDENTITY_LEN_MAX]; /* of SASL */
+    uid_t uid;
+    struct sasl_server *sasl;
+    struct sasl_step step;
+    bool stepping, responding; /* a step is in the pool; the next line is a response */
+    struct mupdate_zip *zip;
+
+    /* The command that is worked on. */
+    struct mupdate_parser parser;
+    bool busy;
+    char *command;            /* a copy: tag and words live as long as the command */
+    struct mupdate_word tag;
+    struct mupdate_line line;
+    uint64_t deadline_ms;
+    void (*next_step)(struct mupdate_session *m); /* who goes on after a call or wait */
+    struct consensus_call call;
+    bool calling;
+    struct srv_wait wait;
+    uint8_t *packed;          /* of a write */
+    unsigned attempt;
+
+    /* srv_mupdate_write.c: the mailbox of the last DELETE, until the next verb shows whether it was the beginning of a rename. */
+    Raftdir__Log__Mailbox *deleted;
+    bool listed; /* LIST of a server's locations: this is ctl_mboxlist -m of view.server */
+
+    struct mupdate_list *list;
+    struct mupdate_update *update;
+    bool freed; /* the connection is gone: see mupdate_release */
+};
+
+/* srv_mupdate.c */
+/* Fills in the listeners, which open in srv_mupdate_tick when this node can serve; service 0 also tries whether the addresses can be had at all (RAFTDIR_EUNAVAIL). */
+int srv_mupdate_start(struct service *s, struct err *err);
+void srv_mupdate_tick(struct service *s, uint64_t now);        /* each SRV_TICK_MS */
+void srv_mupdate_stop(struct service *s);                      /* closes listeners and sessions: `* BYE`. The service ends when s->mupdates is NULL and s->works is 0 */
+/* Ends the command that is worked on, and goes on with the next. word: "OK", "NO", "BAD". */
+void mupdate_answer(struct mupdate_session *m, const char *word, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* Sends bytes (compressed where that was agreed). The session may be gone meanwhile: harmless. */
+void mupdate_send(struct mupdate_session *m, const void *data, size_t len);
+bool mupdate_backed_up(const struct mupdate_session *m); /* more than MUPDATE_OUT_LEN_MAX wait; mupdate_drained comes */
+void mupdate_bye(struct mupdate_session *m, const char *fmt, ...) __attribute__((format(printf, 2, 3))); /* "* BYE" and the end */
+void mupdate_release(struct mupdate_session *m); /* frees a session whose connection is gone once neither call nor work is under way */
+const char *mupdate_arg(const struct mupdate_session *m, unsigned i); /* the i-th argument (0: after the verb), NUL-terminated */
+
+/* srv_mupdate_auth.c */
+void mupdate_auth_begin(struct mupdate_session *m);  /* connection open: who is it, as far as that is known without words */
+void mupdate_banner(struct mupdate_session *m);
+void mupdate_authenticate(struct mupdate_session *m);
+void mupdate_response(struct mupdate_session *m, const struct mupdate_word *word);
+void mupdate_starttls(struct mupdate_session *m);
+void mupdate_tls_done(struct mupdate_session *m);
+void mupdate_compress(struct mupdate_session *m);
+int mupdate_inflate(struct mupdate_session *m, const uint8_t *data, size_t len, struct mupdate_out *to); /* < 0: garbage, or more than a bomb may become */
+void mupdate_deflate(struct mupdate_session *m, const void *data, size_t len, struct mupdate_out *to);
+bool mupdate_may(struct mupdate_session *m, enum access_role role); /* by the rules as they are now; answers itself when not */
+void mupdate_auth_close(struct mupdate_session *m);
+
+/* srv_mupdate_read.c */
+/* m->next_step comes when the published state has `index`, and everything that was told; or the command was answered NO. */
+void mupdate_wait(struct mupdate_session *m, uint64_t index, void (*next_step)(struct mupdate_session *m));
+/* The same, of a state that a majority has confirmed after now. */
+void mupdate_linearize(struct mupdate_session *m, void (*next_step)(struct mupdate_session *m));
+/* An index that a client is told of by an answer. */
+void mupdate_seen(struct service *s, uint64_t index);
+void mupdate_find(struct mupdate_session *m);
+void mupdate_noop(struct mupdate_session *m); /* also while updating: everything up to the barrier is sent before its OK */
+
+/* srv_mupdate_write.c */
+void mupdate_reserve(struct mupdate_session *m);
+void mupdate_activate(struct mupdate_session *m);
+void mupdate_deactivate(struct mupdate_session *m);
+void mupdate_delete(struct mupdate_session *m);
+void mupdate_write_close(struct mupdate_session *m);
+
+/* srv_mupdate_list.c */
+void mupdate_list(struct mupdate_session *m);
+/* Rows of one snapshot of a confirmed state to the client, tagged with the command's tag; then done(m, index of the snapshot), or the session has ended. servers: only theirs; n 0: all. */
+void mupdate_rows(struct mupdate_session *m, const struct mupdate_word *servers, unsigned n, const char *prefix, void (*done)(struct mupdate_session *m, uint64_t index));
+void mupdate_list_drained(struct mupdate_session *m);
+void mupdate_list_close(struct mupdate_session *m); /* the connection is gone */
+
+/* srv_mupdate_update.c */
+void mupdate_update(struct mupdate_session *m);
+/* Sends what was published up to `index`, then done(m). */
+void mupdate_update_until(struct mupdate_session *m, uint64_t index, void (*done)(struct mupdate_session *m));
+void mupdate_update_drained(struct mupdate_session *m);
+void mupdate_update_close(struct mupdate_session *m);
+
+/* srv_mupdate_view.c */
+void mupdate_view_open(struct mupdate_session *m);
+void mupdate_view_doing(struct mupdate_session *m, const char *doing);
+void mupdate_view_server(struct mupdate_session *m, const char *server, size_t len);
+void mupdate_view_sent(struct mupdate_session *m, uint64_t rows, uint64_t index);
+void mupdate_view_refresh(struct mupdate_session *m); /* identity, role, flags */
+void mupdate_view_close(struct mupdate_session *m);
+
+#endif
