@@ -94,7 +94,7 @@ static void on_close(struct conn *c, int code, const char *why)
     e->c = NULL;
 }
 
-static const struct conn_events events = {on_open, on_frame, on_drain, on_oversize, on_close};
+static const struct conn_events events = {.on_open = on_open, .on_frame = on_frame, .on_drain = on_drain, .on_oversize = on_oversize, .on_close = on_close};
 
 static void on_connection(uv_stream_t *listener, int status)
 {
