@@ -12,7 +12,7 @@ struct mupdate_out {
 };
 void mupdate_out_free(struct mupdate_out *o);
 void mupdate_print(struct mupdate_out *o, const char *s, size_t len);
-/* tag SP word SP "text" CRLF: OK, NO, BAD, BYE. What can't be in a quoted string becomes a space. */
+/* tag SP word SP "text" CRLF: OK, NO, BAD, BYE. What can't be in a quoted string becomes a space; DQUOTE and "\" are escaped. */
 void mupdate_print_answer(struct mupdate_out *o, const struct mupdate_word *tag, const char *word, const char *text);
 /* tag MAILBOX name location acl / tag RESERVE name location, by m->state. The location is "server!partition". */
 void mupdate_print_mailbox(struct mupdate_out *o, const struct mupdate_word *tag, const struct store_mailbox *m);
