@@ -216,6 +216,7 @@ void node_settle(struct node *n)
         n->io.role_changed(n->io.data);
     }
     node_log_check(n);
+    node_frames_tell_commit(n);
     int rc = send_apply(n);
     if (rc)
         node_fail(n, rc, n->err.text);

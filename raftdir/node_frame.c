@@ -98,6 +98,32 @@ free_lists:
     free(list);
 }
 
+/* An AppendEntries without entries, as a heartbeat is (dissertation section 3.5), from outside of the core. The commit index in it is never beyond what the member is
+ * known to have as we have it: whatever else is in its log, it may count that as committed. One that lacks entries hears it with them. */
+void node_frames_tell_commit(struct node *n)
+{
+    const struct raft_configuration *c = &n->raft->configuration;
+    if (n->state != RAFT_LEADER)
+        return;
+    for (unsigned i = 0; i < c->n; i++) {
+        struct node_peer_state *p = node_peer_state(n, c->servers[i].id);
+        struct raft_append_entries a = {.term = n->term, .leader_commit = n->commit};
+        raft_index match;
+        if (!p || c->servers[i].id == n->options.id || raft_match_index(n->raft, c->servers[i].id, &match) || match != node_last_index(n) || match < n->commit)
+            continue;
+        if (p->commit_term == n->term && p->commit_sent >= n->commit)
+            continue;
+        const struct entry *e = node_entry(n, match);
+        if (!e)
+            continue; /* idle, and cut: it was told long ago */
+        p->commit_term = n->term;
+        p->commit_sent = n->commit;
+        a.prev_log_index = match;
+        a.prev_log_term = e->term;
+        send_append(n, p->id, &a);
+    }
+}
+
 void node_frame_send_raft(struct node *n, const struct raft_message *m)
 {
     Raftdir__Peer__Frame f;

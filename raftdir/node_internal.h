@@ -32,6 +32,8 @@ struct node_peer_state {
     uint64_t last_frame_ms; /* 0: never */
     uint64_t probe_acked;   /* highest sequence of this term */
     uint64_t append_prev;   /* prev_log_index of the last AppendEntries with entries to it */
+    uint64_t commit_sent;   /* highest commit index of this term that was sent to it when it had all entries up to there, */
+    uint64_t commit_term;   /* and that term */
     /* What it said in its last Freshness (node_image.c). */
     uint64_t told_ms;       /* when; 0: never */
     uint64_t told_commit;   /* our commit index at that time */
@@ -257,6 +259,8 @@ void node_images_period(struct node *n);
 void node_frame_init(struct node *n, Raftdir__Peer__Frame *f, uint64_t to, Raftdir__Peer__Frame__BodyCase body);
 void node_frame_send(struct node *n, const Raftdir__Peer__Frame *f);
 void node_frame_send_raft(struct node *n, const struct raft_message *m);
+/* A member that has all entries hears at once that they are committed, not with the next heartbeat: reads and watches there wait for it. */
+void node_frames_tell_commit(struct node *n);
 /* Hands a raft frame to the guard. */
 void node_frame_receive_raft(struct node *n, uint64_t from, const Raftdir__Peer__Frame *f);
 

@@ -19,6 +19,24 @@ static void any_node_takes_a_write(void **state)
         assert_int_equal(W.nodes[i].applied_commands, 3);
 }
 
+/* Followers hear of a commit when it is one, not with the next heartbeat: readers and watchers there wait for it. At each moment between two heartbeats. */
+static void followers_hear_of_a_commit_at_once(void **state)
+{
+    (void)state;
+    three();
+    for (int i = 0; i < HEARTBEAT_MS; i++) {
+        struct write x;
+        unsigned before = W.nodes[1].applied_commands;
+        write_start(&x, i % 3 + 1, (uint32_t)(100 + i), 5000);
+        run(W.now + AT_ONCE_MS);
+        assert_int_equal(x.times, 1);
+        assert_int_equal(x.code, 0);
+        for (int k = 1; k <= 3; k++)
+            assert_int_equal(W.nodes[k].applied_commands, before + 1);
+        run(W.now + HEARTBEAT_MS + 1);
+    }
+}
+
 static void sole_node_leads_and_writes(void **state)
 {
     (void)state;
@@ -580,7 +598,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(any_node_takes_a_write), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
+        T(any_node_takes_a_write), T(followers_hear_of_a_commit_at_once), T(sole_node_leads_and_writes), T(writes_move_to_the_next_leader_at_once), T(a_deposed_leader_resubmits),
         T(no_quorum_is_no_maybe), T(a_refusal_of_the_second_time_is_no_end), T(expired_the_second_time_is_uncertain), T(a_change_in_the_log_is_uncertain), T(a_read_needs_a_quorum_now), T(many_reads_of_a_stalled_leader), T(age_grows_when_cut_off), T(a_cluster_grows_moves_and_shrinks),
         T(a_removal_keeps_a_quorum), T(a_voter_that_has_just_died_is_no_quorum), T(a_transfer_moves_once), T(a_log_put_back_is_noticed), T(log_time_follows_the_leader), T(a_node_knows_its_place), T(garbage_is_dropped), T(addresses),
     };
