@@ -533,7 +533,7 @@ int store_checkpoint_put(struct store_txn *txn, uint64_t index, struct err *err)
     put_be64(key, index);
     record_digest_bytes(&txn->state.digest, digest);
     int rc = store_put(txn, TABLE_DIGESTS, key, sizeof key, digest, sizeof digest, 0, err);
-    MDB_cursor *cursor;
+    MDB_cursor *cursor = NULL;
     if (!rc)
         rc = store_cursor(txn, TABLE_DIGESTS, &cursor, err);
     while (!rc) {
