@@ -174,10 +174,15 @@ void srv_txn_done(struct service *s)
 
 void srv_corrupt(struct service *s, const char *why)
 {
+    srv_corrupt_of(s, s->store_generation, why);
+}
+
+void srv_corrupt_of(struct service *s, unsigned store_generation, const char *why)
+{
     char text[ERR_TEXT_LEN];
     logger_limited(LOGGER_ERROR, "store", "a record is corrupt: %s", why);
     snprintf(text, sizeof text, "a record of the state is corrupt: %.400s; rebuild this node from its peers: raftdirctl cluster rebuild", why);
-    consensus_fail(s->d->consensus, s->store_generation, RAFTDIR_ECORRUPT, text);
+    consensus_fail(s->d->consensus, store_generation, RAFTDIR_ECORRUPT, text);
 }
 
 uint64_t srv_age_ms(struct service *s)

@@ -63,6 +63,8 @@ struct service {
     uint64_t silent_ms;           /* when silent clients were last looked for */
     unsigned calls, verifies;     /* requests that are somebody else's now */
     unsigned works;               /* work in libuv's pool that belongs to MUPDATE sessions */
+    unsigned lists;               /* MUPDATE lists that hold a snapshot */
+    struct mupdate_list *lists_waiting; /* those that wait for their turn, in order */
     struct verify *verify_list;
     bool stopping, closed;
 };
@@ -98,8 +100,9 @@ int srv_txn(struct service *s, struct store_meta *meta_r, struct err *err);
 void srv_txn_done(struct service *s);
 /* Lets go of a state that isn't the current one any more. At each tick, and at the end. */
 void srv_store_drop(struct service *s, bool end);
-/* A record of this state is damaged: the node fails. */
+/* A record of this state is damaged: the node fails. The first: of the state that srv_txn has given; the second: of the one with this number (daemon_store). */
 void srv_corrupt(struct service *s, const char *why);
+void srv_corrupt_of(struct service *s, unsigned store_generation, const char *why);
 /* Age of the published state, UINT64_MAX: not known. */
 uint64_t srv_age_ms(struct service *s);
 

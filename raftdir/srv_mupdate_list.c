@@ -1,0 +1,325 @@
+/* srv_mupdate_list.c - LIST, and the list that an UPDATE begins with: see srv_mupdate.h; mupdate_snapshot.c makes the text.
+ *
+ * Happy path: a majority confirms the state (mupdate_linearize); a snapshot in a read transaction of its own; libuv's pool makes pieces of MUPDATE_SNAPSHOT_LEN of it, the loop sends them
+ * while the client takes them: one is made while another is sent. The loop itself never walks through the state, and sends a slice a turn, round robin with other streams.
+ * The snapshot is let go of with the last piece made, before the client has it all.
+ *
+ * Bounded: MUPDATE_SNAPSHOTS_MAX lists of a node hold a snapshot, each service thread has its share of them; others wait their turn, in order. A list costs two pieces and what the
+ * connection has queued.
+ *
+ * Ends with `* BYE`, and the client connects again: it takes less than LIST_PACE_LEN in MUPDATE_STALL_MS; the state's file has grown by state_growth since the snapshot, which keeps old pages from
+ * being used again; another state has taken the place of the one that is read (an image, a reset, a copy), or this one failed; a record is damaged (the node fails, and what was
+ * sent has no OK behind it).
+ * The connection goes: nothing more is made; the piece that the pool works on ends first, and then the session is freed. */
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+#include "logger.h"
+#include "mupdate_snapshot.h"
+#include "srv_mupdate.h"
+
+#define LIST_LOOK_MS 250                     /* how often the bounds are looked at */
+#define LIST_PACE_LEN (MUPDATE_SNAPSHOT_LEN) /* what a client takes in MUPDATE_STALL_MS at the least */
+#define LIST_SLICE_LEN (64u << 10)           /* sent in one turn */
+
+struct piece {
+    struct mupdate_out text;
+    uint64_t rows;
+};
+
+struct mupdate_list {
+    struct mupdate_list *prev, *next; /* of service->lists_waiting */
+    struct mupdate_session *m;
+    struct service *service;
+    void (*done)(struct mupdate_session *m, uint64_t index);
+    bool waiting, holds;       /* its turn hasn't come; it counts in service->lists */
+    struct store *store;       /* until the rows are made */
+    unsigned store_generation;
+    uint64_t used_len;         /* of the state's file, when it began */
+    uint64_t index;            /* of the snapshot */
+    struct srv_stream stream;  /* a turn sends a slice */
+    struct srv_wait look;
+    uint64_t taken_len, taken_ms; /* when the client had last taken LIST_PACE_LEN more */
+    struct piece ready;        /* is sent */
+    size_t sent;               /* of it */
+    bool next_there;           /* `next_piece` is made */
+    bool made;                 /* and it, or `ready`, is the last */
+
+    /* The pool's while it works. */
+    uv_work_t work;
+    bool working, gone;        /* gone: the session lets go of it when the work has ended */
+    _Atomic bool stop;
+    struct mupdate_snapshot *rows;
+    struct piece next_piece;
+    int rc;
+    struct err err;
+};
+
+static void turns_give(struct service *s);
+static void on_look(struct srv_wait *w);
+static void work_begin(struct mupdate_list *l);
+
+static unsigned share(const struct service *s)
+{
+    return s->d->services_n < MUPDATE_SNAPSHOTS_MAX ? MUPDATE_SNAPSHOTS_MAX / (s->d->services_n ? s->d->services_n : 1) : 1;
+}
+
+/* The snapshot has ended: somebody else's turn. */
+static void snapshot_end(struct mupdate_list *l)
+{
+    mupdate_snapshot_destroy(&l->rows);
+    if (l->store)
+        store_close(&l->store);
+    if (!l->holds)
+        return;
+    l->holds = false;
+    l->service->lists--;
+    turns_give(l->service);
+}
+
+/* Not while the pool works on it. */
+static void list_free(struct mupdate_list *l)
+{
+    if (l->waiting)
+        DL_DELETE(l->service->lists_waiting, l);
+    srv_stream_stop(&l->stream);
+    srv_wait_cancel(&l->look);
+    l->waiting = false;
+    snapshot_end(l);
+    mupdate_out_free(&l->ready.text);
+    mupdate_out_free(&l->next_piece.text);
+    free(l);
+}
+
+void mupdate_list_close(struct mupdate_session *m)
+{
+    struct mupdate_list *l = m->list;
+    if (!l)
+        return;
+    if (l->working) { /* m->list stays, and with it the session, until the pool has ended */
+        l->gone = true;
+        atomic_store(&l->stop, true);
+        srv_stream_stop(&l->stream);
+        srv_wait_cancel(&l->look);
+        return;
+    }
+    m->list = NULL;
+    list_free(l);
+}
+
+static void give_up(struct mupdate_list *l, const char *why)
+{
+    struct mupdate_session *m = l->m;
+    logger_limited(LOGGER_WARN, "mupdate", "%s: the list is given up: %s", m->view.peer, why);
+    mupdate_list_close(m);
+    mupdate_bye(m, "%s", why);
+}
+
+/* --- In the pool ---------------------------------------------------------------------------------------------------------------------- */
+
+static void on_work(uv_work_t *work)
+{
+    struct mupdate_list *l = work->data;
+    l->rc = mupdate_snapshot_piece(l->rows, MUPDATE_SNAPSHOT_LEN, &l->stop, &l->next_piece.text, &l->next_piece.rows, &l->err);
+}
+
+/* --- On the loop ---------------------------------------------------------------------------------------------------------------------- */
+
+static void resume(struct mupdate_list *l)
+{
+    if (!l->gone && (l->ready.text.len > l->sent || (l->made && !l->next_there)) && !mupdate_backed_up(l->m))
+        srv_stream_run(l->service, &l->stream);
+}
+
+/* The piece that was made becomes the one that is sent, and the next one is begun. */
+static void pieces_move(struct mupdate_list *l)
+{
+    if (!l->next_there || l->sent < l->ready.text.len)
+        return;
+    struct piece sent = l->ready;
+    l->ready = l->next_piece;
+    l->next_piece = sent; /* its memory, again */
+    l->next_piece.text.len = 0;
+    l->next_piece.rows = 0;
+    l->sent = 0;
+    l->next_there = false;
+    if (!l->made)
+        work_begin(l);
+}
+
+static void on_worked(uv_work_t *work, int status)
+{
+    struct mupdate_list *l = work->data;
+    struct mupdate_session *m = l->m;
+    (void)status;
+    l->service->works--;
+    l->working = false;
+    if (l->gone) {
+        m->list = NULL;
+        list_free(l);
+        mupdate_release(m);
+        return;
+    }
+    if (l->rc == RAFTDIR_ECORRUPT)
+        srv_corrupt_of(l->service, l->store_generation, l->err.text);
+    if (l->rc != 0 && l->rc != RAFTDIR_ENOTFOUND) {
+        give_up(l, l->rc == RAFTDIR_ECORRUPT ? "this node's state is damaged: ask another node" : l->err.text);
+        return;
+    }
+    l->index = mupdate_snapshot_index(l->rows);
+    l->made = l->rc == RAFTDIR_ENOTFOUND;
+    l->next_there = true;
+    if (l->made)
+        snapshot_end(l);
+    pieces_move(l);
+    resume(l);
+}
+
+static void work_begin(struct mupdate_list *l)
+{
+    l->working = true;
+    l->service->works++;
+    l->work.data = l;
+    uv_queue_work(&l->service->loop, &l->work, on_work, on_worked); /* fails only without a callback */
+}
+
+static void all_sent(struct mupdate_list *l)
+{
+    struct mupdate_session *m = l->m;
+    void (*done)(struct mupdate_session *m, uint64_t index) = l->done;
+    uint64_t index = l->index;
+    m->list = NULL;
+    list_free(l);
+    done(m, index);
+}
+
+static void on_turn(struct srv_stream *st)
+{
+    struct mupdate_list *l = (struct mupdate_list *)((char *)st - offsetof(struct mupdate_list, stream));
+    if (mupdate_backed_up(l->m))
+        return; /* mupdate_list_drained comes */
+    size_t len = l->ready.text.len - l->sent;
+    if (len > LIST_SLICE_LEN)
+        len = LIST_SLICE_LEN;
+    if (len)
+        mupdate_send(l->m, l->ready.text.p + l->sent, len);
+    l->sent += len;
+    if (l->sent == l->ready.text.len) {
+        mupdate_view_sent(l->m, l->ready.rows, 0);
+        l->ready.rows = 0;
+        if (l->made && !l->next_there) {
+            all_sent(l);
+            return;
+        }
+        pieces_move(l);
+    }
+    resume(l);
+}
+
+void mupdate_list_drained(struct mupdate_session *m)
+{
+    if (m->list)
+        resume(m->list);
+}
+
+/* --- Bounds ------------------------------------------------------------------------------------------------------------------------------- */
+
+static void look_again(struct mupdate_list *l, uint64_t now)
+{
+    l->look.done = on_look;
+    srv_wait_begin(l->service, &l->look, UINT64_MAX, now + LIST_LOOK_MS); /* which nobody publishes: the deadline, or the end of all publishing */
+}
+
+static void on_look(struct srv_wait *w)
+{
+    struct mupdate_list *l = (struct mupdate_list *)((char *)w - offsetof(struct mupdate_list, look));
+    struct daemon *d = l->service->d;
+    uint64_t now = shared_now_ms(), sent = conn_sent_len(l->m->conn);
+    if (conn_queued_len(l->m->conn) == 0 || sent - l->taken_len >= LIST_PACE_LEN) {
+        l->taken_len = sent;
+        l->taken_ms = now;
+    }
+    if (l->store && atomic_load(&d->store_generation) != l->store_generation) {
+        give_up(l, "the state that was read isn't this node's any more: connect again");
+    } else if (l->store && store_used_len(l->store) > l->used_len + d->config->state_growth_len) {
+        give_up(l, "the list takes too long, the state has grown too much meanwhile: connect again");
+    } else if (now - l->taken_ms > MUPDATE_STALL_MS) {
+        give_up(l, "the list isn't read");
+    } else {
+        look_again(l, now);
+        resume(l);
+    }
+}
+
+static void begin(struct mupdate_list *l)
+{
+    struct service *s = l->service;
+    DL_DELETE(s->lists_waiting, l);
+    l->waiting = false;
+    l->holds = true;
+    s->lists++;
+    l->store = daemon_store(s->d, &l->store_generation);
+    if (!l->store) {
+        give_up(l, "this node has no state that it may serve: ask another node");
+        return;
+    }
+    mupdate_snapshot_of(l->rows, l->store);
+    l->used_len = store_used_len(l->store);
+    l->taken_len = conn_sent_len(l->m->conn);
+    l->taken_ms = shared_now_ms();
+    look_again(l, l->taken_ms);
+    work_begin(l);
+}
+
+static void turns_give(struct service *s)
+{
+    while (s->lists_waiting && s->lists < share(s))
+        begin(s->lists_waiting);
+}
+
+/* --- The command ------------------------------------------------------------------------------------------------------------------------ */
+
+void mupdate_rows(struct mupdate_session *m, const struct mupdate_word *servers, unsigned n, const char *prefix, void (*done)(struct mupdate_session *m, uint64_t index))
+{
+    struct service *s = m->service;
+    struct mupdate_list *l = mem_calloc(1, sizeof *l);
+    l->m = m;
+    l->service = s;
+    l->done = done;
+    l->stream.turn = on_turn;
+    l->rows = mupdate_snapshot_create(&m->tag, &(struct mupdate_snapshot_filter){.servers = servers, .servers_n = n, .prefix = {prefix, prefix ? strlen(prefix) : 0}});
+    m->list = l;
+    l->waiting = true;
+    DL_APPEND(s->lists_waiting, l);
+    turns_give(s);
+}
+
+static void list_done(struct mupdate_session *m, uint64_t index)
+{
+    mupdate_seen(m->service, index);
+    mupdate_answer(m, "OK", "list complete");
+}
+
+static void list_ready(struct mupdate_session *m)
+{
+    mupdate_rows(m, NULL, 0, m->line.n > 2 ? mupdate_arg(m, 0) : NULL, list_done);
+}
+
+void mupdate_list(struct mupdate_session *m)
+{
+    if (!mupdate_may(m, ACCESS_READ))
+        return;
+    if (m->line.n > 2) {
+        const struct mupdate_word *w = &m->line.word[2];
+        const char *mark = memchr(w->s, '!', w->len);
+        if (memchr(w->s, '\0', w->len)) {
+            mupdate_answer(m, "BAD", "a location can't have a NUL byte");
+            return;
+        }
+        if (mark && mark != w->s) { /* FIND answers differently from now on: srv_mupdate_read.c */
+            m->listed = true;
+            mupdate_view_server(m, w->s, (size_t)(mark - w->s));
+        }
+    }
+    mupdate_linearize(m, list_ready);
+}
