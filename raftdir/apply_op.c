@@ -5,7 +5,8 @@
  * fields: nothing is forgotten because a backend died between two steps. DEACTIVATE of an ordinary reservation gives it up; of a deactivated
  * mailbox it changes nothing. A take-over overrides reservations as well.
  * `server!` means the mailbox's own store when that is on this server; and a mailbox whose partition isn't known (`server!`) takes a partition
- * of the same server when it is activated there.
+ * of the same server when it is activated there. With any_partition all partitions of a server are one place: what is active on one of them, or reserved there
+ * without a token, is the server's own.
  * A slot that isn't its store's active one (a replica) registers nothing: the same ACL and type again succeeds and changes nothing. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -228,16 +229,26 @@ static void make_active(struct record *r)
     r->field[RECORD_TOKEN] = (struct store_str){NULL, 0};
 }
 
-/* Is the mailbox at `server!`, and is that the server of loc? */
-static int unknown_partition(struct apply_ctx *ctx, const struct apply_box *box, const Raftdir__Log__Location *loc, bool *is_r)
+/* Is the mailbox on the server of loc, and at `server!`, or anywhere there with any_partition? */
+static int at_server(struct apply_ctx *ctx, const struct apply_box *box, const Raftdir__Log__Location *loc, bool any_partition, bool *is_r)
 {
     const struct record_store *place;
     int rc = store_place_get(ctx->txn, box->r.store_id, &place, ctx->err);
     if (rc)
         return rc;
     const struct record_slot *s = &place->slot[place->active];
-    *is_r = place->implicit && s->partition.len == 0 && str_eq(s->server, text_str(loc->server));
+    *is_r = str_eq(s->server, text_str(loc->server)) && (any_partition || (place->implicit && s->partition.len == 0));
     return 0;
+}
+
+/* May whoever has this token, or none, take the name that is reserved? */
+static int may_take(struct apply_ctx *ctx, const struct apply_box *box, const uint8_t *token, uint64_t store_id, const Raftdir__Log__Location *loc, bool any_partition,
+                    bool *may_r)
+{
+    *may_r = apply_owns(box, token, store_id);
+    if (*may_r || !any_partition || box->r.field[RECORD_TOKEN].len)
+        return 0;
+    return at_server(ctx, box, loc, true, may_r);
 }
 
 static int refuse_passive(struct apply_ctx *ctx, uint64_t store_id, const Raftdir__Log__Location *loc)
@@ -271,7 +282,7 @@ static int reserve(struct apply_ctx *ctx, const Raftdir__Log__Reserve *op, Raftd
 {
     struct apply_box box;
     uint64_t store_id;
-    bool active, same_server = false;
+    bool active, own = false, any_partition = op->has_any_partition && op->any_partition;
     uint8_t hash[RECORD_TOKEN_LEN];
     const uint8_t *token;
     int rc = apply_load(ctx, op->name, &box);
@@ -284,18 +295,23 @@ static int reserve(struct apply_ctx *ctx, const Raftdir__Log__Reserve *op, Raftd
     if (rc)
         return rc;
     if (box.live && box.r.state == STORE_ACTIVE) {
-        rc = unknown_partition(ctx, &box, op->location, &same_server);
+        rc = at_server(ctx, &box, op->location, any_partition, &own);
         if (rc)
             return rc;
-        if (box.r.store_id != store_id && !same_server)
+        if (box.r.store_id != store_id && !own)
             return refuse_elsewhere(ctx, RAFTDIR_EEXIST, &box, op->name);
         struct record same = box.r;
         return apply_write(ctx, &box, &same, STORE_EVENT_CHANGED, out); /* tells generation and id, changes nothing */
     }
     if (!active)
         return refuse_passive(ctx, store_id, op->location);
-    if (box.live && !apply_owns(&box, token, store_id))
-        return refuse_reserved(ctx, &box, op->name);
+    if (box.live) {
+        rc = may_take(ctx, &box, token, store_id, op->location, any_partition, &own);
+        if (rc)
+            return rc;
+        if (!own)
+            return refuse_reserved(ctx, &box, op->name);
+    }
     rc = apply_make_store(ctx, op->location, &store_id);
     if (rc)
         return rc;
@@ -316,37 +332,49 @@ static bool is_same_again(const struct apply_box *box, const Raftdir__Log__Mailb
            (!m->mbtype || str_eq(text_str(m->mbtype), box->r.field[RECORD_MBTYPE]));
 }
 
-static int activate(struct apply_ctx *ctx, const Raftdir__Log__Mailbox *m, bool has_token, const ProtobufCBinaryData *token_data, bool take_over,
-                    bool create, Raftdir__Log__OpResult *out)
+struct activation {
+    const Raftdir__Log__Mailbox *mailbox;
+    bool has_token;
+    const ProtobufCBinaryData *token;
+    bool take_over, any_partition;
+    bool create; /* the name must be absent, or reserved for this */
+};
+
+static int activate(struct apply_ctx *ctx, const struct activation *a, Raftdir__Log__OpResult *out)
 {
+    const Raftdir__Log__Mailbox *m = a->mailbox;
     struct apply_box box;
     uint64_t store_id;
-    bool active, same_server = false;
+    bool active, own = false;
     uint8_t hash[RECORD_TOKEN_LEN];
     const uint8_t *token;
     int rc = apply_load(ctx, m->name, &box);
     if (!rc)
         rc = apply_locate(ctx, m->location, &box, &store_id, &active);
     if (!rc)
-        rc = apply_token(ctx, has_token, token_data, hash, &token);
+        rc = apply_token(ctx, a->has_token, a->token, hash, &token);
     if (!rc)
         rc = apply_fence(ctx, store_id);
     if (rc)
         return rc;
     if (box.live && box.r.state == STORE_ACTIVE) {
-        if (create)
+        if (a->create)
             return refuse_elsewhere(ctx, RAFTDIR_EEXIST, &box, m->name);
         if (box.r.store_id == store_id && !active && is_same_again(&box, m)) {
             struct record same = box.r;
             return apply_write(ctx, &box, &same, STORE_EVENT_CHANGED, out);
         }
-        rc = unknown_partition(ctx, &box, m->location, &same_server);
+        rc = at_server(ctx, &box, m->location, a->any_partition, &own);
         if (rc)
             return rc;
-        if (box.r.store_id != store_id && !same_server && !take_over)
+        if (box.r.store_id != store_id && !own && !a->take_over)
             return refuse_elsewhere(ctx, RAFTDIR_EOTHERSTORE, &box, m->name);
-    } else if (box.live && !take_over && !apply_owns(&box, token, store_id)) {
-        return refuse_reserved(ctx, &box, m->name);
+    } else if (box.live && !a->take_over) {
+        rc = may_take(ctx, &box, token, store_id, m->location, a->any_partition, &own);
+        if (rc)
+            return rc;
+        if (!own)
+            return refuse_reserved(ctx, &box, m->name);
     }
     if (!active)
         return refuse_passive(ctx, store_id, m->location);
@@ -522,12 +550,19 @@ int apply_op(struct apply_ctx *ctx, const Raftdir__Log__Op *op, Raftdir__Log__Op
     case RAFTDIR__LOG__OP__OP_RESERVE:
         return reserve(ctx, op->reserve, out);
     case RAFTDIR__LOG__OP__OP_ACTIVATE:
-        return activate(ctx, op->activate->mailbox, op->activate->has_token, &op->activate->token,
-                        op->activate->has_take_over && op->activate->take_over, false, out);
+        return activate(ctx,
+                        &(struct activation){
+                            .mailbox = op->activate->mailbox,
+                            .has_token = op->activate->has_token,
+                            .token = &op->activate->token,
+                            .take_over = op->activate->has_take_over && op->activate->take_over,
+                            .any_partition = op->activate->has_any_partition && op->activate->any_partition,
+                        },
+                        out);
     case RAFTDIR__LOG__OP__OP_DEACTIVATE:
         return deactivate(ctx, op->deactivate, out);
     case RAFTDIR__LOG__OP__OP_CREATE:
-        return activate(ctx, op->create->mailbox, op->create->has_token, &op->create->token, false, true, out);
+        return activate(ctx, &(struct activation){.mailbox = op->create->mailbox, .has_token = op->create->has_token, .token = &op->create->token, .create = true}, out);
     case RAFTDIR__LOG__OP__OP_UPDATE:
         return update(ctx, op->update, out);
     case RAFTDIR__LOG__OP__OP_SET_ACL:

@@ -175,6 +175,7 @@ static Raftdir__Log__Op *random_op(void)
         set_token(&o->token, &o->has_token);
         o->has_ttl_ms = chance(600);
         o->ttl_ms = o->has_ttl_ms ? rnd_in(500, 10000) : 0;
+        o->has_any_partition = o->any_partition = chance(300);
         op->op_case = RAFTDIR__LOG__OP__OP_RESERVE;
         op->reserve = o;
     } else if (what < 56) {
@@ -183,6 +184,7 @@ static Raftdir__Log__Op *random_op(void)
         set_token(&o->token, &o->has_token);
         o->has_take_over = chance(300);
         o->take_over = o->has_take_over;
+        o->has_any_partition = o->any_partition = chance(300);
         op->op_case = RAFTDIR__LOG__OP__OP_ACTIVATE;
         op->activate = o;
     } else if (what < 60) {

@@ -196,6 +196,89 @@ static void test_replica_and_epoch(void **state)
     support_store_close(&s);
 }
 
+/* RESERVE and ACTIVATE as a MUPDATE listener sends them. */
+static Raftdir__Log__Op *any_reserve(struct support_arena *a, const char *name, const char *server, const char *partition, const char *token)
+{
+    Raftdir__Log__Op *op = support_op(a, RAFTDIR__LOG__OP__OP_RESERVE);
+    op->reserve->name = support_text(a, name);
+    op->reserve->location = support_location(a, server, partition);
+    op->reserve->has_any_partition = op->reserve->any_partition = true;
+    op->reserve->has_token = token != NULL;
+    op->reserve->token.data = (uint8_t *)support_text(a, token);
+    op->reserve->token.len = token ? strlen(token) : 0;
+    return op;
+}
+
+static Raftdir__Log__Op *any_activate(struct support_arena *a, const char *name, const char *server, const char *partition, const char *acl)
+{
+    Raftdir__Log__Op *op = support_op(a, RAFTDIR__LOG__OP__OP_ACTIVATE);
+    op->activate->mailbox = support_mailbox(a, name, server, partition, acl);
+    op->activate->has_any_partition = op->activate->any_partition = true;
+    return op;
+}
+
+static void check_place(struct support_store *s, const char *name, enum store_state wanted, const char *server, const char *partition, const char *acl)
+{
+    struct store_txn *txn;
+    struct store_mailbox m;
+    assert_int_equal(store_read_begin(s->store, &txn, NULL), 0);
+    assert_int_equal(store_lookup(txn, name, strlen(name), &m, NULL), 0);
+    assert_int_equal(m.state, wanted);
+    assert_true(m.server.len == strlen(server) && memcmp(m.server.s, server, m.server.len) == 0);
+    assert_true(m.partition.len == strlen(partition) && memcmp(m.partition.s, partition, m.partition.len) == 0);
+    assert_true(m.acl.len == strlen(acl) && memcmp(m.acl.s, acl, m.acl.len) == 0);
+    store_read_end(&txn);
+}
+
+static void test_any_partition(void **state)
+{
+    (void)state;
+    struct support_store s;
+    struct support_arena a = {0};
+    support_store_open(&s, 0);
+    /* Active: a RESERVE from any partition of its server changes nothing, an ACTIVATE moves it; another server gets neither. */
+    assert_int_equal(activate(&a, &s, "user.a", "be1", "p1", "a\tlrs\t"), 0);
+    Raftdir__Log__Op *op = any_reserve(&a, "user.a", "be1", "p2", NULL);
+    Raftdir__Log__Result *r = support_apply(&a, &s, support_request(&a, &s, &op, 1));
+    assert_true(r->code == 0 && r->ops[0]->changed == 0);
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.a", "be2", "p1", NULL)), RAFTDIR_EEXIST);
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.a", "be2", "p1", "a\tl\t")), RAFTDIR_EOTHERSTORE);
+    assert_int_equal(activate(&a, &s, "user.a", "be1", "p2", "a\tl\t"), RAFTDIR_EOTHERSTORE); /* without it: another store */
+    check_place(&s, "user.a", STORE_ACTIVE, "be1", "p1", "a\tlrs\t");
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.a", "be1", "p2", "a\tl\t")), 0);
+    check_place(&s, "user.a", STORE_ACTIVE, "be1", "p2", "a\tl\t");
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.a", "be1", "", "")), 0); /* keeps the partition, and the ACL is empty, not kept */
+    check_place(&s, "user.a", STORE_ACTIVE, "be1", "p2", "");
+    /* Reserved without a token: the server's own, wherever there. With one: its owner's. */
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.r", "be1", "p1", NULL)), 0);
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.r", "be1", "p2", NULL)), 0);
+    check_place(&s, "user.r", STORE_RESERVED, "be1", "p2", "");
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.r", "be2", "p2", NULL)), RAFTDIR_ERESERVED);
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.r", "be2", "p2", "r\tl\t")), RAFTDIR_ERESERVED);
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.r", "be1", "p3", "r\tl\t")), 0);
+    check_place(&s, "user.r", STORE_ACTIVE, "be1", "p3", "r\tl\t");
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.t", "be1", "p1", "secret")), 0);
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.t", "be1", "p2", NULL)), RAFTDIR_ERESERVED);
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.t", "be1", "p2", "t\tl\t")), RAFTDIR_ERESERVED);
+    op = any_activate(&a, "user.t", "be2", "px", "t\tl\t");
+    op->activate->has_token = true;
+    op->activate->token = (ProtobufCBinaryData){6, (uint8_t *)support_text(&a, "secret")};
+    assert_int_equal(support_do(&a, &s, op), 0);
+    /* Of a declared store, the active slot's server counts: a replica's server has nothing there. */
+    assert_int_equal(activate(&a, &s, "user.b", "be1", "p1", "b\tl\t"), 0);
+    add_replica_slot(&s);
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.b", "be2", "px", NULL)), RAFTDIR_EEXIST);
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.b", "be2", "px", "b\tl\t")), RAFTDIR_EOTHERSTORE);
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.b", "be2", "p2", "b\tlr\t")), RAFTDIR_EOTHERSTORE);
+    assert_int_equal(support_do(&a, &s, any_reserve(&a, "user.b", "be1", "px", NULL)), 0);
+    check_place(&s, "user.b", STORE_ACTIVE, "be1", "p1", "b\tl\t");
+    assert_int_equal(support_do(&a, &s, any_activate(&a, "user.b", "be1", "px", "b\tl\t")), 0);
+    check_place(&s, "user.b", STORE_ACTIVE, "be1", "px", "b\tl\t");
+    assert_int_equal(support_verify(&s, false), 0);
+    support_free(&a);
+    support_store_close(&s);
+}
+
 struct event {
     uint64_t index;
     uint32_t ordinal;
@@ -619,6 +702,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_big_subtree),      cmocka_unit_test(test_too_big_to_take_back), cmocka_unit_test(test_replica_and_epoch),
+        cmocka_unit_test(test_any_partition),
         cmocka_unit_test(test_feed),             cmocka_unit_test(test_feed_is_trimmed),      cmocka_unit_test(test_no_text_in_the_state),
         cmocka_unit_test(test_expiry_is_bounded), cmocka_unit_test(test_checkpoints),
         cmocka_unit_test(test_what_grows),

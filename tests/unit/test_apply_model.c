@@ -74,6 +74,12 @@ static bool at(const struct box *b, const Raftdir__Log__Location *l)
     return strcmp(b->server, l->server) == 0 && (!*l->partition || strcmp(b->partition, l->partition) == 0);
 }
 
+/* Of the server, with any_partition: wherever there. */
+static bool at_server(const struct box *b, const Raftdir__Log__Location *l, bool any_partition)
+{
+    return (any_partition || !*b->partition) && strcmp(b->server, l->server) == 0;
+}
+
 static bool owns(const struct box *b, const char *token, bool same_store)
 {
     return b->token ? token && strcmp(b->token, token) == 0 : same_store;
@@ -150,15 +156,16 @@ static int m_reserve(struct model *m, const Raftdir__Log__Reserve *op, bool fenc
     struct box *b = find(m, op->name);
     const Raftdir__Log__Location *l = op->location;
     const char *token = text_of(op->has_token, &op->token);
+    bool any_partition = op->has_any_partition && op->any_partition;
     if (fenced)
         return RAFTDIR_EFENCED;
     if (b && b->active) {
-        if (!at(b, l) && !(*b->partition == '\0' && strcmp(b->server, l->server) == 0))
+        if (!at(b, l) && !at_server(b, l, any_partition))
             return RAFTDIR_EEXIST;
         done(m, b, b, out);
         return 0;
     }
-    if (b && !owns(b, token, at(b, l)))
+    if (b && !owns(b, token, at(b, l) || (any_partition && at_server(b, l, true))))
         return RAFTDIR_ERESERVED;
     struct box was;
     bool made = !b;
@@ -175,7 +182,7 @@ static int m_reserve(struct model *m, const Raftdir__Log__Reserve *op, bool fenc
     return 0;
 }
 
-static int m_activate(struct model *m, const Raftdir__Log__Mailbox *x, const char *token, bool take_over, bool create, bool fenced,
+static int m_activate(struct model *m, const Raftdir__Log__Mailbox *x, const char *token, bool take_over, bool any_partition, bool create, bool fenced,
                       Raftdir__Log__OpResult *out)
 {
     struct box *b = find(m, x->name);
@@ -185,9 +192,9 @@ static int m_activate(struct model *m, const Raftdir__Log__Mailbox *x, const cha
     if (b && b->active) {
         if (create)
             return RAFTDIR_EEXIST;
-        if (!at(b, l) && !(*b->partition == '\0' && strcmp(b->server, l->server) == 0) && !take_over)
+        if (!at(b, l) && !at_server(b, l, any_partition) && !take_over)
             return RAFTDIR_EOTHERSTORE;
-    } else if (b && !take_over && !owns(b, token, at(b, l))) {
+    } else if (b && !take_over && !owns(b, token, at(b, l) || (any_partition && at_server(b, l, true)))) {
         return RAFTDIR_ERESERVED;
     }
     struct box was;
@@ -452,9 +459,10 @@ static int m_op(struct model *m, const Raftdir__Log__Op *op, bool fenced, Raftdi
     switch (op->op_case) {
     case RAFTDIR__LOG__OP__OP_RESERVE: return m_reserve(m, op->reserve, fenced, out);
     case RAFTDIR__LOG__OP__OP_ACTIVATE:
-        return m_activate(m, op->activate->mailbox, text_of(op->activate->has_token, &op->activate->token), op->activate->take_over, false, fenced, out);
+        return m_activate(m, op->activate->mailbox, text_of(op->activate->has_token, &op->activate->token), op->activate->take_over,
+                          op->activate->any_partition, false, fenced, out);
     case RAFTDIR__LOG__OP__OP_CREATE:
-        return m_activate(m, op->create->mailbox, text_of(op->create->has_token, &op->create->token), false, true, fenced, out);
+        return m_activate(m, op->create->mailbox, text_of(op->create->has_token, &op->create->token), false, false, true, fenced, out);
     case RAFTDIR__LOG__OP__OP_DEACTIVATE: return m_deactivate(m, op->deactivate, fenced, out);
     case RAFTDIR__LOG__OP__OP_UPDATE: return m_update(m, op->update->mailbox, fenced, out);
     case RAFTDIR__LOG__OP__OP_SET_ACL: return m_set_acl(m, op->set_acl, fenced, out);
@@ -541,11 +549,13 @@ static Raftdir__Log__Op *random_op(struct support_arena *a, uint64_t *r)
             op->reserve->has_ttl_ms = true;
             op->reserve->ttl_ms = support_below(r, 3) * 2000;
         }
+        op->reserve->has_any_partition = op->reserve->any_partition = support_below(r, 3) == 0;
         break;
     case RAFTDIR__LOG__OP__OP_ACTIVATE:
         op->activate->mailbox = random_mailbox(a, r, true);
         random_token(a, r, &op->activate->has_token, &op->activate->token);
         op->activate->has_take_over = op->activate->take_over = support_below(r, 5) == 0;
+        op->activate->has_any_partition = op->activate->any_partition = support_below(r, 3) == 0;
         break;
     case RAFTDIR__LOG__OP__OP_CREATE:
         op->create->mailbox = random_mailbox(a, r, true);
