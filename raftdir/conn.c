@@ -6,6 +6,10 @@
  * CONN_LINGER_MS have passed: closing with unread bytes would make the kernel send a reset, which can destroy an answer on its way.
  * Failures: connecting tries each address in turn; every failed call, timeout or end of stream ends in conn_end, which closes the three
  * handles; the last of their close callbacks calls on_close and frees.
+ * Raw connections. What comes is read into a buffer of the thread and offered from there; only what nobody took is kept, and no buffer stays with a connection that has
+ * nothing to say: ten thousand idle ones cost some kilobytes each.
+ * STARTTLS. conn_starttls stops reading; before each write of what was queued we look whether the socket has bytes already: whoever sent them spoke before he could know
+ * our answer. Then the handshake, as for a connection that began with it. Bytes queued meanwhile wait until they can be encrypted.
  * Detaching. conn_detach duplicates the socket before libuv closes its own, so the handle goes and the socket stays; OpenSSL gets a socket BIO in place of the two
  * in memory, which must be empty. (TLS 1.3 session tickets would sit in them after a handshake; tls.c turns them off.)
  * Known limit: a name that is being resolved can't always be cancelled; the connection doesn't wait for it, uv_loop_close does. */
@@ -26,6 +30,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define BUF_LEN_MIN 1024
 #define BUF_LEN_KEPT (256u << 10)
 #define ADDRESSES_MAX 8
 #define KEEPALIVE_IDLE_S 15
@@ -54,7 +59,7 @@ int conn_buf_append(struct conn_buf *b, const void *data, size_t len)
     if (b->size - b->end < len) {
         if (len > SIZE_MAX / 4 || b->end > SIZE_MAX / 4)
             return RAFTDIR_ENOMEM;
-        size_t size = b->size ? b->size : 4096;
+        size_t size = b->size ? b->size : BUF_LEN_MIN;
         while (size - b->end < len)
             size *= 2;
         uint8_t *p = realloc(b->p, size);
@@ -162,6 +167,9 @@ static void timeout_cb(uv_timer_t *t)
     case CONN_HANDSHAKE:
         conn_end(c, RAFTDIR_ETIMEDOUT, "the TLS handshake took too long", false);
         return;
+    case CONN_CLEARING:
+        conn_end(c, RAFTDIR_ETIMEDOUT, "the other end reads nothing", false);
+        return;
     case CONN_OPEN:
         assert(c->write_broken);
         conn_end(c, RAFTDIR_EUNAVAIL, "connection lost", false);
@@ -228,8 +236,8 @@ int conn_send(struct conn *c, const uint8_t *frame, size_t len)
         return RAFTDIR_ECANCELED;
     if (len > UINT32_MAX)
         return RAFTDIR_ETOOBIG;
-    size_t queued = conn_queued_len(c);
-    if (queued && (queued >= c->o.out_len_max || len + FRAME_HEADER_LEN > c->o.out_len_max - queued)) {
+    size_t queued = conn_queued_len(c), header_len = c->o.raw ? 0 : FRAME_HEADER_LEN;
+    if (queued && (queued >= c->o.out_len_max || len + header_len > c->o.out_len_max - queued)) {
         c->drain_wanted = true;
         return RAFTDIR_ELIMIT;
     }
@@ -238,7 +246,7 @@ int conn_send(struct conn *c, const uint8_t *frame, size_t len)
     uint8_t header[FRAME_HEADER_LEN];
     frame_header_put(header, (uint32_t)len);
     size_t end = conn_buf_len(&c->out);
-    if (conn_buf_append(&c->out, header, sizeof header))
+    if (header_len && conn_buf_append(&c->out, header, header_len))
         return RAFTDIR_ENOMEM;
     if (len && conn_buf_append(&c->out, frame, len)) {
         c->out.end = c->out.start + end;
@@ -268,7 +276,7 @@ static void write_failed(struct conn *c, int rc)
 static void shutdown_cb(uv_shutdown_t *req, int status)
 {
     struct conn *c = req->data;
-    if (status < 0 && c->state == CONN_LINGERING)
+    if ((status < 0 || c->ended) && c->state == CONN_LINGERING)
         handles_close(c);
 }
 
@@ -284,16 +292,49 @@ static bool drained(struct conn *c)
 
 static void write_cb(uv_write_t *req, int status);
 
+static bool bytes_wait(struct conn *c)
+{
+    uv_os_fd_t fd;
+    uint8_t byte;
+    return uv_fileno(&c->handle, &fd) == 0 && recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+static void spoke_early(struct conn *c)
+{
+    conn_end(c, RAFTDIR_EPROTO, "bytes in clear behind STARTTLS, before it was answered", true);
+}
+
 static int wire_fill(struct conn *c)
 {
     if (c->ssl)
         return conn_tls_fill(c);
+    if (c->starttls) { /* what was queued since waits for TLS */
+        size_t len = c->clear_len;
+        if (len && conn_buf_append(&c->wire, c->out.p + c->out.start, len))
+            return RAFTDIR_ENOMEM;
+        conn_buf_consume(&c->out, len);
+        c->clear_len = 0;
+        return 0;
+    }
     if (c->announced && conn_buf_len(&c->out)) {
         struct conn_buf empty = c->wire;
         c->wire = c->out;
         c->out = empty;
     }
     return 0;
+}
+
+/* Of a raw connection with nothing under way. */
+static void memory_trim(struct conn *c)
+{
+    if (!c->o.raw || c->writing || conn_queued_len(c))
+        return;
+    free(c->out.p);
+    free(c->wire.p);
+    memset(&c->out, 0, sizeof c->out);
+    memset(&c->wire, 0, sizeof c->wire);
+    if (c->ssl && c->state == CONN_OPEN && !c->ssl_broken)
+        conn_tls_trim(c);
 }
 
 static void flush(struct conn *c)
@@ -308,6 +349,8 @@ static void flush(struct conn *c)
         }
         size_t len = conn_buf_len(&c->wire);
         if (len == 0) {
+            if (c->state != CONN_LINGERING)
+                memory_trim(c);
             if (c->state != CONN_LINGERING || c->shut)
                 return;
             if (c->ssl) { /* may give some bytes more; it does so once */
@@ -320,6 +363,10 @@ static void flush(struct conn *c)
             if (uv_shutdown(&c->shutdown_req, &c->stream, shutdown_cb))
                 handles_close(c);
             return;
+        }
+        if (c->state == CONN_CLEARING && bytes_wait(c)) {
+            spoke_early(c);
+            continue;
         }
         if (len > INT32_MAX)
             len = INT32_MAX;
@@ -360,20 +407,22 @@ static void write_cb(uv_write_t *req, int status)
     conn_buf_consume(&c->wire, len);
     flush(c);
     (void)drained(c);
+    if (c->state == CONN_CLEARING)
+        conn_wake(c);
 }
 
 /* --- Receiving --- */
 
-/* Between alloc_cb and its read_cb nothing else runs on the thread. */
-static _Thread_local uint8_t scratch[CONN_READ_LEN];
+/* Between alloc_cb and the end of its read_cb nothing else is read on the thread. */
+_Thread_local uint8_t conn_scratch[CONN_READ_LEN];
 
 static void alloc_cb(uv_handle_t *h, size_t suggested, uv_buf_t *buf_r)
 {
     (void)suggested;
     struct conn *c = h->data;
-    size_t room = sizeof scratch;
-    uint8_t *p = scratch;
-    if (!c->ssl && c->state != CONN_LINGERING)
+    size_t room = sizeof conn_scratch;
+    uint8_t *p = conn_scratch;
+    if (!c->o.raw && !c->ssl && c->state != CONN_LINGERING)
         p = frame_reader_room(&c->in, CONN_READ_LEN, &room);
     *buf_r = p ? uv_buf_init((char *)p, room > INT32_MAX ? INT32_MAX : (unsigned)room) : uv_buf_init(NULL, 0);
 }
@@ -390,11 +439,98 @@ static void read_ended(struct conn *c, ssize_t n)
         conn_end(c, err_from_uv((int)n), why, false);
     } else if (c->state == CONN_HANDSHAKE) {
         conn_end(c, RAFTDIR_EUNAVAIL, "closed by the other end during the TLS handshake", false);
-    } else if (c->in.end > c->in.start) {
+    } else if (!c->o.raw && c->in.end > c->in.start) {
         conn_end(c, RAFTDIR_EPROTO, "closed by the other end in the middle of a frame", false);
     } else {
-        conn_end(c, 0, "closed by the other end", false);
+        conn_other_ended(c);
     }
+}
+
+void conn_other_ended(struct conn *c)
+{
+    if (!c->o.raw) {
+        conn_end(c, 0, "closed by the other end", false);
+        return;
+    }
+    if (c->ended || c->state != CONN_OPEN)
+        return;
+    c->ended = true;
+    reading_set(c, false);
+    if (c->ev.on_eof)
+        c->ev.on_eof(c);
+    else
+        conn_end(c, 0, "closed by the other end", true);
+}
+
+static bool takes(const struct conn *c)
+{
+    return c->state == CONN_OPEN && c->announced && !c->paused;
+}
+
+static void oversized(struct conn *c, int code, const char *why)
+{
+    if (c->ev.on_oversize)
+        c->ev.on_oversize(c, code, why);
+    conn_end(c, code, why, true);
+}
+
+static size_t offer(struct conn *c, const uint8_t *p, size_t len)
+{
+    c->offering = true;
+    size_t taken = c->ev.on_data(c, p, len);
+    c->offering = false;
+    assert(taken <= len);
+    return taken;
+}
+
+/* Is what nobody took somebody's fault? */
+static void rest_check(struct conn *c)
+{
+    size_t len = c->in.end - c->in.start;
+    char why[128];
+    if (len == 0) {
+        frame_reader_close(&c->in);
+    } else if (c->state == CONN_CLEARING) {
+        spoke_early(c);
+    } else if (takes(c) && len >= c->o.frame_len_max) {
+        snprintf(why, sizeof why, "more than %zu bytes that are no complete request", c->o.frame_len_max - 1);
+        oversized(c, RAFTDIR_ETOOBIG, why);
+    }
+}
+
+/* Plain bytes of a raw connection: offered where they are, unless there are older ones; what is left is kept. */
+static void bytes_came(struct conn *c, const uint8_t *p, size_t len)
+{
+    bool older = c->in.end > c->in.start;
+    if (!older && takes(c)) {
+        size_t taken = offer(c, p, len);
+        p += taken;
+        len -= taken;
+    }
+    size_t room;
+    uint8_t *to = len ? frame_reader_room(&c->in, len, &room) : NULL;
+    if (len && !to) {
+        conn_end(c, RAFTDIR_ENOMEM, "out of memory", false);
+        return;
+    }
+    if (len) {
+        memcpy(to, p, len);
+        frame_reader_fill(&c->in, len);
+    }
+    if (older && takes(c))
+        c->in.start += offer(c, c->in.buf + c->in.start, c->in.end - c->in.start);
+    rest_check(c);
+}
+
+static void raw_pump(struct conn *c)
+{
+    size_t len;
+    if (takes(c) && c->in.end > c->in.start) {
+        c->in.start += offer(c, c->in.buf + c->in.start, c->in.end - c->in.start);
+        rest_check(c);
+    }
+    while (c->ssl && takes(c) && !c->ended && (len = conn_tls_get(c, conn_scratch, sizeof conn_scratch)) > 0)
+        bytes_came(c, conn_scratch, len);
 }
 
 static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
@@ -413,6 +549,9 @@ static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
             conn_end(c, RAFTDIR_ENOMEM, "out of memory", false);
             return;
         }
+    } else if (c->o.raw) {
+        bytes_came(c, (const uint8_t *)buf->base, (size_t)n);
+        return;
     } else {
         frame_reader_fill(&c->in, (size_t)n);
     }
@@ -423,6 +562,10 @@ static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 
 void conn_pump(struct conn *c)
 {
+    if (c->o.raw) {
+        raw_pump(c);
+        return;
+    }
     while (c->state == CONN_OPEN && c->announced && !c->paused) {
         const uint8_t *frame;
         size_t len;
@@ -433,9 +576,7 @@ void conn_pump(struct conn *c)
             continue;
         }
         if (rc < 0) {
-            if (c->ev.on_oversize)
-                c->ev.on_oversize(c, rc, err.text);
-            conn_end(c, rc, err.text, true);
+            oversized(c, rc, err.text);
             return;
         }
         if (!c->ssl || !conn_tls_read(c))
@@ -445,7 +586,7 @@ void conn_pump(struct conn *c)
 
 void conn_pause(struct conn *c, bool paused)
 {
-    if (c->paused == paused)
+    if (c->paused == paused && !(c->o.raw && !paused))
         return;
     c->paused = paused;
     if (c->state != CONN_OPEN)
@@ -456,6 +597,39 @@ void conn_pause(struct conn *c, bool paused)
         c->pump_wanted = true; /* frames that came before the pause go first, then the socket is read again */
         conn_wake(c);
     }
+}
+
+/* --- STARTTLS --- */
+
+void conn_starttls(struct conn *c, SSL_CTX *tls)
+{
+    assert(c->o.raw && !c->ssl && !c->starttls && tls);
+    if (c->state != CONN_OPEN)
+        return;
+    SSL_CTX_up_ref(tls);
+    SSL_CTX_free(c->o.tls);
+    c->o.tls = tls;
+    c->starttls = true;
+    c->clear_len = conn_buf_len(&c->out);
+    c->state = CONN_CLEARING;
+    reading_set(c, false);
+    uv_timer_start(&c->timer, timeout_cb, HANDSHAKE_TIMEOUT_MS, 0);
+    if (!c->offering && c->in.end > c->in.start)
+        spoke_early(c);
+    conn_wake(c);
+}
+
+/* Everything that was to go out in clear has. */
+static void handshake_begin(struct conn *c)
+{
+    struct err err;
+    int rc = conn_tls_init(c, true, &err);
+    if (rc) {
+        conn_end(c, rc, err.text, false);
+        return;
+    }
+    c->state = CONN_HANDSHAKE;
+    uv_timer_start(&c->timer, timeout_cb, HANDSHAKE_TIMEOUT_MS, 0);
 }
 
 /* --- Taking it away from the loop --- */
@@ -510,8 +684,12 @@ void conn_opened(struct conn *c)
     uv_timer_stop(&c->timer);
     if (c->paused)
         reading_set(c, false);
-    if (c->state == CONN_OPEN)
+    if (c->state == CONN_OPEN && c->starttls) {
+        c->starttls = false;
+        c->ev.on_tls(c);
+    } else if (c->state == CONN_OPEN) {
         announce(c);
+    }
     conn_wake(c);
 }
 
@@ -529,10 +707,14 @@ static void turn_cb(uv_idle_t *h)
         called = true;
     }
     bool wants = c->state == CONN_HANDSHAKE || c->state == CONN_LINGERING || (c->state == CONN_OPEN && !c->paused);
-    if (wants && !c->write_broken)
+    if (wants && !c->write_broken && !c->ended)
         reading_set(c, true);
     flush(c);
     called |= drained(c);
+    if (c->state == CONN_CLEARING && !c->writing && !c->write_broken && !c->clear_len && !conn_buf_len(&c->wire)) {
+        handshake_begin(c);
+        called = true; /* once more: to read */
+    }
     /* After callbacks the loop makes one more round without blocking, so that what users do once a round (prepare, check) comes after them. */
     if (!called && c->state != CONN_CLOSED)
         uv_idle_stop(h);

@@ -1,4 +1,4 @@
-/* conn.h - one connection on a libuv loop: TCP or Unix socket, TLS or none, carrying frames both ways. All calls on the loop's thread.
+/* conn.h - one connection on a libuv loop: TCP or Unix socket, TLS or none, carrying frames or plain bytes both ways. All calls on the loop's thread.
  *
  * Happy path: conn_accept or conn_connect -> (TLS handshake, names known) on_open -> on_frame ... -> conn_close or the peer's end -> on_close, once, last.
  * Failures: a handshake longer than HANDSHAKE_TIMEOUT_MS, a frame over frame_len_max, a TLS or socket error: on_close with code and text.
@@ -22,9 +22,13 @@ struct conn_events {
     void (*on_oversize)(struct conn *c, int code, const char *why);
     void (*on_close)(struct conn *c, int code, const char *why);         /* the conn is freed after it; code 0: closed in order */
     /* Instead of on_frame, with conn_options.raw: all bytes that came and weren't taken. Returns how many are taken; the rest is offered again together with what
-     * comes next, or after conn_pause(c, false). frame_len_max bytes that nobody takes end the connection as an oversized frame does. */
+     * comes next, or after conn_pause(c, false), which asks for that also when nothing was paused. frame_len_max bytes that nobody takes end the connection as an
+     * oversized frame does, unless it is paused. */
     size_t (*on_data)(struct conn *c, const uint8_t *data, size_t len);
     void (*on_tls)(struct conn *c); /* conn_starttls has succeeded; conn_peer_cert is known */
+    /* Raw: the other end sends nothing more, but may still read: the connection is the user's to close, also when more than on_data took is left. It is gone when a
+     * conn_send fails. NULL: the connection ends, after what is queued went out. */
+    void (*on_eof)(struct conn *c);
 };
 struct conn_options {
     SSL_CTX *tls;         /* NULL: no TLS. Referenced for as long as it is needed */
@@ -61,7 +65,7 @@ void conn_close(struct conn *c, int code, const char *why);
 int conn_detach(struct conn *c, int *fd_r, SSL **ssl_r);
 void *conn_data(struct conn *c);
 void conn_data_set(struct conn *c, void *data);
-const char *conn_peer_cert(struct conn *c);             /* the peer's certificate name; NULL without TLS or before on_open */
+const char *conn_peer_cert(struct conn *c);             /* the peer's certificate name; NULL without one, without TLS or before on_open */
 bool conn_peer_uid(struct conn *c, uid_t *uid_r, gid_t *gid_r); /* Unix sockets */
 const char *conn_peer_text(struct conn *c);             /* address for logs */
 

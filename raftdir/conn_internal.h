@@ -10,6 +10,7 @@ enum conn_state {
     CONN_CONNECTING = 1, /* resolving, connecting */
     CONN_HANDSHAKE,      /* TLS */
     CONN_OPEN,
+    CONN_CLEARING,   /* conn_starttls: what was queued goes out in clear, nothing is read */
     CONN_LINGERING, /* closed by us: what is queued goes out, what comes in is thrown away */
     CONN_CLOSED,    /* handles are being closed; on_close is next */
 };
@@ -46,6 +47,10 @@ struct conn {
     bool write_broken; /* the socket takes nothing more: wait for what the other end had to say */
     bool shut;         /* shutdown was asked for */
     bool drain_wanted;
+    bool offering;     /* within on_data */
+    bool ended;        /* the other end has closed its side */
+    bool starttls;     /* from conn_starttls to on_tls: nothing but clear_len bytes of `out` goes to the socket */
+    size_t clear_len;
     int code;
     char why[256];
 
@@ -69,12 +74,15 @@ struct conn {
 };
 
 /* conn.c */
+extern _Thread_local uint8_t conn_scratch[CONN_READ_LEN]; /* free whenever no read callback uses it */
 int conn_buf_append(struct conn_buf *b, const void *data, size_t len);
 void conn_buf_consume(struct conn_buf *b, size_t len);
 size_t conn_buf_len(const struct conn_buf *b);
 void conn_opened(struct conn *c);
 void conn_pump(struct conn *c);
 void conn_wake(struct conn *c);
+/* The other end sends nothing more. */
+void conn_other_ended(struct conn *c);
 /* The end. linger: the other end should still get what is queued. */
 void conn_end(struct conn *c, int code, const char *why, bool linger);
 
@@ -82,9 +90,11 @@ void conn_end(struct conn *c, int code, const char *why, bool linger);
 int conn_tls_init(struct conn *c, bool accepted, struct err *err);
 int conn_tls_feed(struct conn *c, const uint8_t *data, size_t len); /* bytes from the socket; < 0: no memory */
 void conn_tls_handshake(struct conn *c);
-int conn_tls_read(struct conn *c);  /* some more plain bytes into c->in: 1; 0: none now, or the connection has ended */
+size_t conn_tls_get(struct conn *c, uint8_t *buf_r, size_t size); /* some more plain bytes; 0: none now, or the connection has ended */
+int conn_tls_read(struct conn *c);  /* the same into c->in: 1 or 0 */
 int conn_tls_fill(struct conn *c);  /* encrypts from c->out into c->wire; < 0: no memory or the connection is broken */
 void conn_tls_bye(struct conn *c);  /* close_notify */
+void conn_tls_trim(struct conn *c); /* nothing is under way: gives large buffers back */
 void conn_tls_close(struct conn *c);
 
 #endif

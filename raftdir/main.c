@@ -61,13 +61,24 @@ int daemon_access(struct daemon *d, const char *cert_name, uid_t uid, struct acc
     return rc;
 }
 
-SSL_CTX *daemon_tls(struct daemon *d)
+/* One of the daemon's two contexts. */
+static SSL_CTX *tls_ref(struct daemon *d, SSL_CTX *const *from)
 {
     pthread_mutex_lock(&d->config_mutex);
-    SSL_CTX *tls = d->tls;
+    SSL_CTX *tls = *from;
     SSL_CTX_up_ref(tls);
     pthread_mutex_unlock(&d->config_mutex);
     return tls;
+}
+
+SSL_CTX *daemon_tls(struct daemon *d)
+{
+    return tls_ref(d, &d->tls);
+}
+
+SSL_CTX *daemon_tls_optional(struct daemon *d)
+{
+    return tls_ref(d, &d->tls_optional);
 }
 
 struct store *daemon_store(struct daemon *d, unsigned *generation_r)
@@ -131,19 +142,26 @@ void daemon_log_close(struct daemon *d)
 
 /* --- Certificates ------------------------------------------------------------------------------------------------------------------- */
 
-static int certificates_load(const struct config *c, SSL_CTX **tls_r, char *name_r, size_t size, struct err *err)
+/* Both contexts of the same files, or none. */
+static int certificates_load(const struct config *c, SSL_CTX **tls_r, SSL_CTX **optional_r, char *name_r, size_t size, struct err *err)
 {
     struct tls_files files = {.ca = c->tls_ca, .cert = c->tls_cert, .key = c->tls_key};
     int rc = tls_context_create(&files, tls_r, err);
     if (rc != 0)
         return rc;
+    if ((rc = tls_context_create_optional(&files, optional_r, err)) != 0) {
+        SSL_CTX_free(*tls_r);
+        *tls_r = NULL;
+        return rc;
+    }
     rc = tls_cert_name(SSL_CTX_get0_certificate(*tls_r), name_r, size, err);
     if (rc == 0 && strpbrk(name_r, "/\r\n"))
         rc = err_set(err, RAFTDIR_EAUTH, "the name \"%s\" has a slash or a line break, which a member's name can't have", name_r);
     if (rc != 0) {
         err_wrap(err, "%s", c->tls_cert);
         SSL_CTX_free(*tls_r);
-        *tls_r = NULL;
+        SSL_CTX_free(*optional_r);
+        *tls_r = *optional_r = NULL;
     }
     return rc;
 }
@@ -155,12 +173,12 @@ static void reload(struct daemon *d)
     struct config *fresh;
     struct err err = {0};
     char name[sizeof d->cert_name];
-    SSL_CTX *tls;
+    SSL_CTX *tls, *optional;
     if (config_load(d->config_path, &fresh, &err) != 0) {
         logger_line(LOGGER_ERROR, "main", "reload refused, everything stays as it was: %s", err.text);
         return;
     }
-    if (certificates_load(fresh, &tls, name, sizeof name, &err) != 0) {
+    if (certificates_load(fresh, &tls, &optional, name, sizeof name, &err) != 0) {
         logger_line(LOGGER_ERROR, "main", "reload refused, everything stays as it was: %s", err.text);
         config_destroy(&fresh);
         return;
@@ -168,6 +186,7 @@ static void reload(struct daemon *d)
     if (strcmp(name, d->cert_name) != 0) {
         logger_line(LOGGER_ERROR, "main", "reload refused, everything stays as it was: the new certificate is \"%s\", this member is known as \"%s\"", name, d->cert_name);
         SSL_CTX_free(tls);
+        SSL_CTX_free(optional);
         config_destroy(&fresh);
         return;
     }
@@ -186,12 +205,14 @@ static void reload(struct daemon *d)
     c->allow_n = fresh->allow_n;
     fresh->allow = allow; /* destroyed with it */
     fresh->allow_n = allow_n;
-    SSL_CTX *old = d->tls;
+    SSL_CTX *old = d->tls, *old_optional = d->tls_optional;
     d->tls = tls;
+    d->tls_optional = optional;
     pthread_mutex_unlock(&d->config_mutex);
     atomic_fetch_add(&d->rules_generation, 1);
     consensus_reload(d->consensus, tls);
     SSL_CTX_free(old);
+    SSL_CTX_free(old_optional);
     logger_level_set((enum logger_level)fresh->log_level);
     config_destroy(&fresh);
     logger_line(LOGGER_INFO, "main", "reloaded certificates, allow sections and log level");
@@ -360,7 +381,7 @@ static int start(struct daemon *d, const char *path, bool check_only)
         return EXIT_CONFIG;
     }
     logger_level_set((enum logger_level)d->config->log_level);
-    if (certificates_load(d->config, &d->tls, d->cert_name, sizeof d->cert_name, &err) != 0) {
+    if (certificates_load(d->config, &d->tls, &d->tls_optional, d->cert_name, sizeof d->cert_name, &err) != 0) {
         if (check_only) {
             fprintf(stderr, "raftdird: %s\n", err.text);
             code = EXIT_CONFIG;
@@ -402,6 +423,7 @@ close_datadir:
     datadir_close(&d->datadir);
 free_tls:
     SSL_CTX_free(d->tls);
+    SSL_CTX_free(d->tls_optional);
 destroy_config:
     config_destroy(&d->config);
     return code;

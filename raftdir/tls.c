@@ -242,7 +242,7 @@ free_chain:
     return rc;
 }
 
-static int context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err)
+static int context_create_once(const struct tls_files *files, int verify, SSL_CTX **ctx_r, struct err *err)
 {
     if (!files->ca)
         return err_set(err, RAFTDIR_EINVAL, "a CA file is needed for TLS");
@@ -260,7 +260,7 @@ static int context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_num_tickets(ctx, 0);
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    SSL_CTX_set_verify(ctx, verify, NULL);
     rc = ca_use(ctx, files->ca, err);
     if (!rc && files->cert)
         rc = cert_use(ctx, files, err);
@@ -274,11 +274,21 @@ free_ctx:
     return rc;
 }
 
+static int context_create(const struct tls_files *files, int verify, SSL_CTX **ctx_r, struct err *err)
+{
+    int rc = context_create_once(files, verify, ctx_r, err);
+    /* Where memory was lacking, OpenSSL says now and then that a certificate is bad. What is wrong with it is wrong twice. */
+    return rc && rc != RAFTDIR_ENOMEM ? context_create_once(files, verify, ctx_r, err) : rc;
+}
+
 int tls_context_create(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err)
 {
-    int rc = context_create(files, ctx_r, err);
-    /* Where memory was lacking, OpenSSL says now and then that a certificate is bad. What is wrong with it is wrong twice. */
-    return rc && rc != RAFTDIR_ENOMEM ? context_create(files, ctx_r, err) : rc;
+    return context_create(files, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, ctx_r, err);
+}
+
+int tls_context_create_optional(const struct tls_files *files, SSL_CTX **ctx_r, struct err *err)
+{
+    return context_create(files, SSL_VERIFY_PEER, ctx_r, err);
 }
 
 /* A name goes into logs, configurations and member addresses: one line of printable text, nothing that ends a C string early. */
