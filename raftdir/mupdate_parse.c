@@ -87,7 +87,7 @@ static bool may_be_literal(const char *s, size_t len)
     const char *p = s + len;
     if (p > s && p[-1] == '\r')
         p--;
-    if (p - s < 3 || p[-1] != '}' || p[-2] != '+')
+    if (p - s < 4 || p[-1] != '}' || p[-2] != '+' || p[-3] < '0' || p[-3] > '9')
         return false;
     for (p -= 2; p > s && p[-1] >= '0' && p[-1] <= '9'; p--)
         ;
