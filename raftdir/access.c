@@ -50,16 +50,38 @@ void access_of_uid(const struct access_rule *rules, size_t n, uid_t uid, uid_t o
     access_r->role = uid == 0 || uid == own_uid ? ACCESS_ADMIN : ACCESS_READ;
 }
 
-int access_of_cert(const struct access_rule *rules, size_t n, const char *cert_name, struct access *access_r, struct err *err)
+/* "prefix:name", with "prefix:*" for those without a rule of their own. */
+static int access_of(const struct access_rule *rules, size_t n, const char *prefix, const char *name, const char *what, struct access *access_r, struct err *err)
 {
+    char all[16];
     memset(access_r, 0, sizeof *access_r);
-    int len = snprintf(access_r->identity, sizeof access_r->identity, "cert:%s", cert_name);
+    int len = snprintf(access_r->identity, sizeof access_r->identity, "%s:%s", prefix, name);
     if (len < 0 || (size_t)len >= sizeof access_r->identity)
-        return err_set(err, RAFTDIR_ETOOBIG, "the certificate's name is longer than %zu bytes", sizeof access_r->identity - sizeof "cert:");
+        return err_set(err, RAFTDIR_ETOOBIG, "the %s's name is longer than %zu bytes", what, sizeof access_r->identity - strlen(prefix) - 2);
     const struct access_rule *rule = rule_find(rules, n, access_r->identity);
+    snprintf(all, sizeof all, "%s:*", prefix);
     if (!rule)
-        rule = rule_find(rules, n, "cert:*");
+        rule = rule_find(rules, n, all);
     if (rule)
         rule_use(rule, access_r);
     return 0;
+}
+
+int access_of_cert(const struct access_rule *rules, size_t n, const char *cert_name, struct access *access_r, struct err *err)
+{
+    return access_of(rules, n, "cert", cert_name, "certificate", access_r, err);
+}
+
+int access_of_sasl(const struct access_rule *rules, size_t n, const char *user, struct access *access_r, struct err *err)
+{
+    return access_of(rules, n, "sasl", user, "user", access_r, err);
+}
+
+void access_of_noauth(const struct access_rule *rules, size_t n, struct access *access_r)
+{
+    memset(access_r, 0, sizeof *access_r);
+    snprintf(access_r->identity, sizeof access_r->identity, "noauth:loopback");
+    const struct access_rule *rule = rule_find(rules, n, access_r->identity);
+    if (rule)
+        rule_use(rule, access_r);
 }

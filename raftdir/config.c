@@ -19,7 +19,7 @@
 
 #define FILE_LEN_MAX (1 << 20)
 
-enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_HOST_PORT, KIND_USER, KIND_GROUP, /* up to here: char * */ KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_SIZE, KIND_TIME };
+enum kind { KIND_TEXT, KIND_NAME, KIND_PATH, KIND_SOCKET, KIND_HOST_PORT, KIND_HOST, KIND_USER, KIND_GROUP, /* up to here: char * */ KIND_MODE, KIND_NUMBER, KIND_LEVEL, KIND_SIZE, KIND_TIME, KIND_YESNO };
 
 struct key {
     const char *name;
@@ -38,7 +38,7 @@ static const struct key keys[] = {
     {"peer_advertise", KIND_HOST_PORT, STR(peer_advertise), NULL, 0, 0, false, false},
     {"client_listen", KIND_HOST_PORT, STR(client_listen), NULL, 0, 0, false, false},
     {"client_advertise", KIND_HOST_PORT, STR(client_advertise), NULL, 0, 0, false, false},
-    {"client_socket", KIND_PATH, STR(client_socket), NULL, 0, 0, false, false},
+    {"client_socket", KIND_SOCKET, STR(client_socket), NULL, 0, 0, false, false},
     {"client_socket_mode", KIND_MODE, STR(client_socket_mode), "0660", 0, 0777, false, false},
     {"tls_ca", KIND_PATH, STR(tls_ca), NULL, 0, 0, true, false},
     {"tls_cert", KIND_PATH, STR(tls_cert), NULL, 0, 0, true, false},
@@ -57,6 +57,13 @@ static const struct key keys[] = {
     {"scrub_interval", KIND_TIME, STR(scrub_interval_s), NULL, 1, 365 * 86400, false, true},
     {"events_kept", KIND_NUMBER, STR(events_kept), NULL, 1, 1000000000, false, false},
     {"log_keep", KIND_SIZE, STR(log_keep_len), NULL, 1 << 20, 16ull << 30, false, false},
+    {"mupdate_listen", KIND_HOST_PORT, STR(mupdate_listen), NULL, 0, 0, false, false},
+    {"mupdate_tls_listen", KIND_HOST_PORT, STR(mupdate_tls_listen), NULL, 0, 0, false, false},
+    {"mupdate_socket", KIND_SOCKET, STR(mupdate_socket), NULL, 0, 0, false, false},
+    {"mupdate_socket_mode", KIND_MODE, STR(mupdate_socket_mode), "0660", 0, 0777, false, false},
+    {"mupdate_plaintext", KIND_YESNO, STR(mupdate_plaintext), "no", 0, 0, false, false},
+    {"mupdate_take_over", KIND_YESNO, STR(mupdate_take_over), "no", 0, 0, false, false},
+    {"mupdate_hostname", KIND_HOST, STR(mupdate_hostname), NULL, 0, 0, false, false},
 };
 #define KEYS_N (sizeof keys / sizeof *keys)
 
@@ -128,6 +135,12 @@ static int name_of_node_check(const char *s)
 {
     size_t len = strlen(s);
     return len > 0 && len <= 64 && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == len;
+}
+
+static bool host_check(const char *s)
+{
+    size_t len = strlen(s);
+    return len < CONFIG_HOST_LEN && s[0] != '.' && s[0] != '-' && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-") == len;
 }
 
 struct suffix {
@@ -252,15 +265,29 @@ static int value_take(cfg_t *cfg, const struct key *key, const char *value)
         }
         break;
     case KIND_PATH:
+    case KIND_SOCKET:
         if (*value && *value != '/') {
             fail(cfg, "%s: \"%s\" is not an absolute path; wanted one that starts with '/'", key->name, value);
             return -1;
         }
-        if (key->offset == STR(client_socket) && strlen(value) > 107) {
+        if (key->kind == KIND_SOCKET && strlen(value) > 107) {
             fail(cfg, "%s: the path is longer than the 107 bytes that a Unix socket's address holds; wanted a shorter one", key->name);
             return -1;
         }
         break;
+    case KIND_HOST:
+        if (*value && !host_check(value)) {
+            fail(cfg, "%s: \"%s\" is no host name; wanted letters, digits, '.' and '-', as in \"mupdate.example.org\"", key->name, value);
+            return -1;
+        }
+        break;
+    case KIND_YESNO:
+        if (strcmp(value, "yes") != 0 && strcmp(value, "no") != 0) {
+            fail(cfg, "%s: \"%s\" is neither \"yes\" nor \"no\"", key->name, value);
+            return -1;
+        }
+        *(bool *)(void *)field = *value == 'y';
+        return 0;
     case KIND_USER:
         errno = 0;
         if (*value && !getpwnam(value)) {
@@ -319,15 +346,15 @@ static int on_allow(cfg_t *cfg, cfg_opt_t *opt)
     cfg_t *sec = cfg_opt_getnsec(opt, cfg_opt_size(opt) - 1);
     const char *who = cfg_title(sec), *role = cfg_getstr(sec, "role"), *server = cfg_getstr(sec, "server");
     char *end;
-    bool ok = false;
-    if (strncmp(who, "cert:", 5) == 0) {
+    bool ok = strcmp(who, "noauth:loopback") == 0;
+    if (strncmp(who, "cert:", 5) == 0 || strncmp(who, "sasl:", 5) == 0) {
         ok = who[5] != '\0' && strlen(who) < IDENTITY_LEN_MAX;
     } else if (strncmp(who, "unix:", 5) == 0) {
         strtoul(who + 5, &end, 10);
         ok = strcmp(who + 5, "*") == 0 || (who[5] >= '0' && who[5] <= '9' && *end == '\0');
     }
     if (!ok) {
-        fail(cfg, "allow \"%s\": no identity; wanted \"cert:NAME\", \"cert:*\", \"unix:UID\" (a number) or \"unix:*\"", who);
+        fail(cfg, "allow \"%s\": no identity; wanted \"cert:NAME\", \"cert:*\", \"unix:UID\" (a number), \"unix:*\", \"sasl:USER\", \"sasl:*\" or \"noauth:loopback\"", who);
         return -1;
     }
     if (!role) {
@@ -356,6 +383,51 @@ static int on_allow(cfg_t *cfg, cfg_opt_t *opt)
         return 0;
 no_memory:
     fail(cfg, "allow \"%s\": out of memory", who);
+    return -1;
+}
+
+/* One entry of `sasl`: "NAME: VALUE", as it stands in a file of the SASL library's. */
+static int on_sasl(cfg_t *cfg, cfg_opt_t *opt)
+{
+    static const char name_bytes[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    struct config *c = parse.config;
+    const char *value = cfg_opt_getnstr(opt, cfg_opt_size(opt) - 1);
+    if (!value)
+        value = "";
+    size_t name_len = strspn(value, name_bytes);
+    if (c->sasl_n && cfg_opt_size(opt) == c->sasl_n && strcmp(value, c->sasl[c->sasl_n - 1]) == 0)
+        return 0; /* the list's end: libconfuse asks about the last one again */
+    if (cfg_opt_size(opt) <= c->sasl_n) { /* it began anew */
+        fail(cfg, "sasl: given twice; keep one list: sasl = { \"NAME: VALUE\", \"NAME: VALUE\" }");
+        return -1;
+    }
+    if (name_len == 0 || value[name_len] != ':' || !value[name_len + 1 + strspn(value + name_len + 1, " \t")] || strpbrk(value, "\r\n")) {
+        fail(cfg, "sasl: \"%.*s\" is no option of the SASL library; wanted \"NAME: VALUE\", such as \"pwcheck_method: saslauthd\"",
+             (int)strcspn(value, ":\r\n"), value); /* not the value: it may be a password */
+        return -1;
+    }
+    if (strncmp(value, "sasl_", 5) == 0) {
+        fail(cfg, "sasl: \"%.*s\": in this list the names have no \"sasl_\" before them; wanted \"%.*s: ...\"", (int)name_len, value, (int)name_len - 5, value + 5);
+        return -1;
+    }
+    for (size_t i = 0; i < c->sasl_n; i++)
+        if (strncmp(c->sasl[i], value, name_len + 1) == 0) {
+            fail(cfg, "sasl: \"%.*s\" is given twice; keep one of them", (int)name_len, value);
+            return -1;
+        }
+    if (c->sasl_n == CONFIG_SASL_OPTIONS_MAX) {
+        fail(cfg, "sasl: more than %d options", CONFIG_SASL_OPTIONS_MAX);
+        return -1;
+    }
+    char **sasl = realloc(c->sasl, (c->sasl_n + 1) * sizeof *sasl);
+    if (sasl) {
+        c->sasl = sasl;
+        if ((sasl[c->sasl_n] = strdup(value))) {
+            c->sasl_n++;
+            return 0;
+        }
+    }
+    fail(cfg, "sasl: out of memory");
     return -1;
 }
 
@@ -390,6 +462,15 @@ static int whole_check(struct config *c, const char *path, struct err *err)
             return err_set(err, RAFTDIR_EINVAL, "%s: %s is empty; give it a value (see raftdird.conf(5))", path, keys[i].name);
     if (!*c->client_listen && !*c->client_socket)
         return err_set(err, RAFTDIR_EINVAL, "%s: neither client_listen nor client_socket is set: nobody could reach this node; set one or both", path);
+    /* Two that share an address would each get some of the other's connections (SO_REUSEPORT). */
+    const struct {
+        const char *key, *value;
+    } listens[] = {{"peer_listen", c->peer_listen}, {"client_listen", c->client_listen}, {"client_socket", c->client_socket}, {"mupdate_listen", c->mupdate_listen},
+                   {"mupdate_tls_listen", c->mupdate_tls_listen}, {"mupdate_socket", c->mupdate_socket}};
+    for (size_t i = 0; i < sizeof listens / sizeof *listens; i++)
+        for (size_t k = 0; k < i; k++)
+            if (*listens[i].value && strcmp(listens[i].value, listens[k].value) == 0)
+                return err_set(err, RAFTDIR_EINVAL, "%s: %s and %s are both \"%s\"; each needs an address of its own", path, listens[k].key, listens[i].key, listens[i].value);
     if (c->heartbeat_ms * 2 > c->election_timeout_ms)
         return err_set(err, RAFTDIR_EINVAL,
                        "%s: heartbeat_ms %u is too long for election_timeout_ms %u; wanted at most half of it (a fifth is usual)", path,
@@ -530,7 +611,7 @@ static int open_braces(FILE *f)
 int config_load(const char *path, struct config **config_r, struct err *err)
 {
     cfg_opt_t allow[] = {CFG_STR("role", NULL, CFGF_NONE), CFG_STR("server", NULL, CFGF_NONE), CFG_END()};
-    cfg_opt_t opts[KEYS_N + 2];
+    cfg_opt_t opts[KEYS_N + 3];
     memset(opts, 0, sizeof opts);
     for (size_t i = 0; i < KEYS_N; i++) {
         cfg_opt_t opt = CFG_STR(keys[i].name, NULL, CFGF_NONE);
@@ -539,7 +620,9 @@ int config_load(const char *path, struct config **config_r, struct err *err)
     cfg_opt_t sec = CFG_SEC("allow", allow, CFGF_MULTI | CFGF_TITLE | CFGF_NO_TITLE_DUPES);
     opts[KEYS_N] = sec;
     cfg_opt_t end = CFG_END();
-    opts[KEYS_N + 1] = end;
+    cfg_opt_t sasl = CFG_STR_LIST("sasl", NULL, CFGF_NONE);
+    opts[KEYS_N + 1] = sasl;
+    opts[KEYS_N + 2] = end;
 
     int rc;
     char *text;
@@ -561,6 +644,7 @@ int config_load(const char *path, struct config **config_r, struct err *err)
         cfg_set_validate_func(cfg, keys[i].name, on_key);
     cfg_set_validate_func(cfg, "allow", on_allow);
     cfg_set_validate_func(cfg, "allow|role", on_role);
+    cfg_set_validate_func(cfg, "sasl", on_sasl);
     if (presets(c, cfg) != 0)
         rc = err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
     else if (cfg_parse_fp(cfg, f) != CFG_SUCCESS || parse.failed)
@@ -595,5 +679,8 @@ void config_destroy(struct config **config)
         free(c->allow[i].server);
     }
     free(c->allow);
+    for (size_t i = 0; i < c->sasl_n; i++)
+        free(c->sasl[i]);
+    free(c->sasl);
     free(c);
 }

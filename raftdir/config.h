@@ -11,6 +11,7 @@
 #define CONFIG_SERVICE_THREADS_MAX 64
 #define CONFIG_HOST_LEN 256
 #define CONFIG_PORT_LEN 8
+#define CONFIG_SASL_OPTIONS_MAX 64
 
 /* All strings are owned and never NULL; "" where the key was left out. */
 struct config {
@@ -36,7 +37,7 @@ struct config {
     char *mupdate_tls_listen;    /* "host:port"; TLS from the first byte */
     char *mupdate_socket;        /* path */
     mode_t mupdate_socket_mode;
-    bool mupdate_plaintext;      /* mechanisms that show the password, and COMPRESS before them, also without TLS */
+    bool mupdate_plaintext;      /* mechanisms that show the password also without TLS */
     bool mupdate_take_over;      /* ACTIVATE may take an active mailbox away from another server */
     char *mupdate_hostname;      /* as the banner and SASL (realm, Kerberos) say; "": the machine's name */
     char **sasl;                 /* `sasl = { "NAME: VALUE", ... }`: options of the SASL library; NAME without "sasl_" */

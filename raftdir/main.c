@@ -61,6 +61,21 @@ int daemon_access(struct daemon *d, const char *cert_name, uid_t uid, struct acc
     return rc;
 }
 
+int daemon_access_sasl(struct daemon *d, const char *user, struct access *access_r, struct err *err)
+{
+    pthread_mutex_lock(&d->config_mutex);
+    int rc = access_of_sasl(d->config->allow, d->config->allow_n, user, access_r, err);
+    pthread_mutex_unlock(&d->config_mutex);
+    return rc;
+}
+
+void daemon_access_noauth(struct daemon *d, struct access *access_r)
+{
+    pthread_mutex_lock(&d->config_mutex);
+    access_of_noauth(d->config->allow, d->config->allow_n, access_r);
+    pthread_mutex_unlock(&d->config_mutex);
+}
+
 /* One of the daemon's two contexts. */
 static SSL_CTX *tls_ref(struct daemon *d, SSL_CTX *const *from)
 {

@@ -54,6 +54,14 @@ static void test_defaults(void **state)
     assert_string_equal(c->site, "");
     assert_int_equal(c->scrub_interval_s, 86400);
     assert_int_equal(c->log_keep_len, 64ull << 20);
+    assert_string_equal(c->mupdate_listen, "");
+    assert_string_equal(c->mupdate_tls_listen, "");
+    assert_string_equal(c->mupdate_socket, "");
+    assert_int_equal(c->mupdate_socket_mode, 0660);
+    assert_false(c->mupdate_plaintext);
+    assert_false(c->mupdate_take_over);
+    assert_string_equal(c->mupdate_hostname, "");
+    assert_int_equal(c->sasl_n, 0);
     config_destroy(&c);
     assert_null(c);
 }
@@ -83,6 +91,39 @@ static void test_all_keys(void **state)
     assert_string_equal(c->allow[1].who, "unix:*");
     assert_int_equal(c->allow[1].role, ACCESS_READ);
     assert_null(c->allow[1].server);
+    config_destroy(&c);
+}
+
+static void test_mupdate_keys(void **state)
+{
+    (void)state;
+    struct config *c;
+    struct err err;
+    if (load(GOOD "mupdate_listen = \"[::]:3905\"\nmupdate_tls_listen = \"[::]:3995\"\nmupdate_socket = /run/raftdir/mupdate\nmupdate_socket_mode = 0666\nmupdate_plaintext = yes\n"
+                  "mupdate_take_over = \"yes\"\nmupdate_hostname = mupdate.example.org\n"
+                  "sasl = { \"pwcheck_method: saslauthd\", \"mech_list: PLAIN # no comment\",\n \"x-y_1:v:w\" }\n"
+                  "allow \"sasl:murder\" { role = backend server = be1 }\nallow \"sasl:*\" { role = read }\nallow \"noauth:loopback\" { role = admin }\n",
+             &c, &err) != 0)
+        fail_msg("%s", err.text);
+    assert_string_equal(c->mupdate_listen, "[::]:3905");
+    assert_string_equal(c->mupdate_tls_listen, "[::]:3995");
+    assert_string_equal(c->mupdate_socket, "/run/raftdir/mupdate");
+    assert_int_equal(c->mupdate_socket_mode, 0666);
+    assert_true(c->mupdate_plaintext);
+    assert_true(c->mupdate_take_over);
+    assert_string_equal(c->mupdate_hostname, "mupdate.example.org");
+    assert_int_equal(c->sasl_n, 3);
+    assert_string_equal(c->sasl[0], "pwcheck_method: saslauthd");
+    assert_string_equal(c->sasl[1], "mech_list: PLAIN # no comment");
+    assert_string_equal(c->sasl[2], "x-y_1:v:w");
+    assert_int_equal(c->allow_n, 3);
+    assert_string_equal(c->allow[0].who, "sasl:murder");
+    assert_string_equal(c->allow[0].server, "be1");
+    assert_string_equal(c->allow[2].who, "noauth:loopback");
+    assert_int_equal(c->allow[2].role, ACCESS_ADMIN);
+    config_destroy(&c);
+    assert_int_equal(load(GOOD "sasl = {}\n", &c, &err), 0);
+    assert_int_equal(c->sasl_n, 0);
     config_destroy(&c);
 }
 
@@ -175,6 +216,27 @@ static const struct {
     {GOOD "allow \"cert:a\" { role = \"admin\" server = \"be1\" }\n", {"%s:8: allow \"cert:a\": server binds a backend"}},
     {GOOD "allow \"cert:a\" { role = \"read\" }\nallow \"cert:a\" { role = \"admin\" }\n", {"%s:9: allow \"cert:a\": given twice"}},
     {GOOD "allow \"cert:a\" { role = \"read\" colour = \"red\" }\n", {"%s:8: colour: unknown key"}},
+    {GOOD "allow \"sasl:\" { role = \"read\" }\n", {"%s:8: allow \"sasl:\": no identity", "\"sasl:USER\""}},
+    {GOOD "allow \"noauth:any\" { role = \"read\" }\n", {"%s:8: allow \"noauth:any\": no identity", "\"noauth:loopback\""}},
+    {GOOD "mupdate_listen = \"3905\"\n", {"%s:8: mupdate_listen: \"3905\" has no port"}},
+    {GOOD "mupdate_tls_listen = \"a:b:3905\"\n", {"%s:8: mupdate_tls_listen:", "more than one colon"}},
+    {GOOD "mupdate_socket = \"run/mupdate\"\n", {"%s:8: mupdate_socket: \"run/mupdate\" is not an absolute path"}},
+    {GOOD "mupdate_socket = \"/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678\"\n",
+     {"%s:8: mupdate_socket: the path is longer than the 107 bytes"}},
+    {GOOD "mupdate_socket_mode = \"rw\"\n", {"%s:8: mupdate_socket_mode: \"rw\" is not a file mode"}},
+    {GOOD "mupdate_plaintext = true\n", {"%s:8: mupdate_plaintext: \"true\" is neither \"yes\" nor \"no\""}},
+    {GOOD "mupdate_take_over = 1\n", {"%s:8: mupdate_take_over: \"1\" is neither"}},
+    {GOOD "mupdate_hostname = \"m x\"\n", {"%s:8: mupdate_hostname: \"m x\" is no host name", "mupdate.example.org"}},
+    {GOOD "mupdate_hostname = \"m:3905\"\n", {"%s:8: mupdate_hostname: \"m:3905\" is no host name"}},
+    {GOOD "mupdate_listen = \"10.0.0.1:3906\"\n", {"%s: peer_listen and mupdate_listen are both \"10.0.0.1:3906\""}},
+    {GOOD "mupdate_listen = \"a:1\"\nmupdate_tls_listen = \"a:1\"\n", {"%s: mupdate_listen and mupdate_tls_listen are both \"a:1\""}},
+    {GOOD "mupdate_socket = \"/run/s\"\n", {"%s: client_socket and mupdate_socket are both \"/run/s\""}},
+    {GOOD "sasl = \"pwcheck_method\"\n", {"%s:8: sasl: \"pwcheck_method\" is no option", "\"NAME: VALUE\""}},
+    {GOOD "sasl = { \"a: b\",\n \"pw check: x\" }\n", {"%s:9: sasl: \"pw check\" is no option"}},
+    {GOOD "sasl = { \"mech_list: \" }\n", {"%s:8: sasl: \"mech_list\" is no option"}},
+    {GOOD "sasl = { \"sasl_mech_list: PLAIN\" }\n", {"%s:8: sasl: \"sasl_mech_list\": in this list", "wanted \"mech_list: ...\""}},
+    {GOOD "sasl = { \"mech_list: PLAIN\", \"mech_list: LOGIN\" }\n", {"%s:8: sasl: \"mech_list\" is given twice"}},
+    {GOOD "sasl = { \"mech_list: PLAIN\" }\nsasl = { \"log_level: 3\" }\n", {"%s:9: sasl: given twice"}},
     {GOOD "service_threads 4\n", {"%s:8:", "KEY = \"VALUE\""}},
     {GOOD "allow \"cert:a\" { role = \"read\"\n", {"%s:", "the last section is not closed"}},
     {"data_dir = \"/d\"\n", {"%s: node_name is missing"}},
@@ -269,6 +331,38 @@ static void test_access_rules(void **state)
     memset(name, 'x', sizeof name - 1);
     name[sizeof name - 1] = '\0';
     assert_int_equal(access_of_cert(rules, 3, name, &a, &err), RAFTDIR_ETOOBIG);
+    assert_int_equal(access_of_sasl(rules, 3, name, &a, &err), RAFTDIR_ETOOBIG);
+    assert_int_equal(a.role, ACCESS_NONE);
+}
+
+static void test_access_mupdate(void **state)
+{
+    (void)state;
+    struct access a;
+    struct err err;
+    assert_int_equal(access_of_sasl(NULL, 0, "murder", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_NONE);
+    assert_string_equal(a.identity, "sasl:murder");
+    access_of_noauth(NULL, 0, &a);
+    assert_int_equal(a.role, ACCESS_NONE);
+    assert_string_equal(a.identity, "noauth:loopback");
+
+    /* A certificate's name and a user's are two things, and none is everybody else's. */
+    struct access_rule rules[] = {{"sasl:*", ACCESS_READ, NULL}, {"cert:murder", ACCESS_ADMIN, NULL}, {"sasl:be1", ACCESS_BACKEND, "be1.example"}, {"cert:*", ACCESS_ADMIN, NULL}};
+    assert_int_equal(access_of_sasl(rules, 4, "murder", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_READ);
+    assert_int_equal(access_of_sasl(rules, 4, "be1", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_BACKEND);
+    assert_string_equal(a.server, "be1.example");
+    assert_int_equal(access_of_sasl(rules + 1, 3, "murder", &a, &err), 0);
+    assert_int_equal(a.role, ACCESS_NONE);
+    access_of_noauth(rules, 4, &a);
+    assert_int_equal(a.role, ACCESS_NONE);
+    struct access_rule noauth = {"noauth:loopback", ACCESS_BACKEND, "be2.example"};
+    access_of_noauth(&noauth, 1, &a);
+    assert_int_equal(a.role, ACCESS_BACKEND);
+    assert_string_equal(a.server, "be2.example");
+    assert_int_equal(access_of_sasl(&noauth, 1, "loopback", &a, &err), 0);
     assert_int_equal(a.role, ACCESS_NONE);
 }
 
@@ -277,6 +371,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),     cmocka_unit_test(test_all_keys),     cmocka_unit_test(test_units),        cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_sample),       cmocka_unit_test(test_missing_file), cmocka_unit_test(test_access_rules),
+        cmocka_unit_test(test_mupdate_keys), cmocka_unit_test(test_access_mupdate),
     };
     int fd = mkstemp(path);
     if (fd < 0)
