@@ -66,6 +66,8 @@ struct daemon {
     _Atomic uint64_t mupdate_seen; /* the highest index that a MUPDATE client was told of here: later reads aren't older, whoever asks */
     pthread_mutex_t mupdate_mutex; /* of `mupdate_views` */
     struct mupdate_view *mupdate_views; /* all sessions, of all service threads: srv_mupdate_view.c */
+    char mupdate_why_not[200];     /* under it too: why nobody listens; "": somebody does */
+    _Atomic bool mupdate_listens;  /* service thread 0 does; the others follow it */
     _Atomic unsigned watchers; /* open watches, of all service threads */
     _Atomic size_t open_len;   /* memory of their open requests, as far as they chose it */
     _Atomic bool verify_runs;  /* one at a time */

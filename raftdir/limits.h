@@ -135,7 +135,8 @@
 #define MUPDATE_UNAUTH_LEN_MAX 32768    /* the same, before somebody is authenticated (Kerberos tickets) */
 #define MUPDATE_WORDS_MAX 64            /* of one command: UPDATE may name servers */
 #define MUPDATE_CONNS_MAX 16384
-#define MUPDATE_PIPELINE_MAX 64         /* commands read ahead of the one that is worked on; then nothing more is read */
+#define MUPDATE_AHEAD_LEN 65536         /* input that waits behind the command that is worked on; then nothing more is read */
+#define MUPDATE_TURN_COMMANDS 64        /* of one connection in a row; then others have their turn */
 #define MUPDATE_OUT_LEN_MAX (2u << 20)  /* bytes waiting for a slow client; then nothing more is made for it */
 #define MUPDATE_LOGIN_MS 60000          /* to authenticate */
 #define MUPDATE_FAILURES_MAX 3          /* of AUTHENTICATE on one connection */
@@ -145,6 +146,8 @@
 #define MUPDATE_READ_MS 8000
 #define MUPDATE_ABSENT_MAX_AGE_MS 5000  /* "no such mailbox" is said from a state at most so old, else a majority is asked */
 #define MUPDATE_STALE_MS 5000           /* a node whose state may be older takes no new connections: clients go on to the next address */
+#define MUPDATE_FRESH_MS 1000           /* after that it takes connections again when its state was at most so old for as long */
+#define MUPDATE_NOTSENT_LEN (256u << 10) /* waits in the kernel for a slow client */
 #define MUPDATE_SNAPSHOTS_MAX 64        /* lists that hold a snapshot of the state, at one node; others wait their turn */
 #define MUPDATE_SNAPSHOT_LEN (256u << 10) /* rows are made in pieces of this length */
 

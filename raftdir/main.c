@@ -489,6 +489,7 @@ int main(int argc, char **argv)
     d->started_ms = shared_now_ms();
     pthread_mutex_init(&d->config_mutex, NULL);
     pthread_mutex_init(&d->store_mutex, NULL);
+    pthread_mutex_init(&d->mupdate_mutex, NULL);
     pthread_cond_init(&d->log_idle, NULL);
     if (shared_init(&d->shared) != 0 || uv_loop_init(&d->loop) != 0 || uv_async_init(&d->loop, &d->wake, on_wake) != 0)
         mem_exhausted("start");
@@ -499,6 +500,7 @@ int main(int argc, char **argv)
     uv_loop_close(&d->loop);
     shared_close(&d->shared);
     pthread_cond_destroy(&d->log_idle);
+    pthread_mutex_destroy(&d->mupdate_mutex);
     pthread_mutex_destroy(&d->store_mutex);
     pthread_mutex_destroy(&d->config_mutex);
     free(d);

@@ -65,6 +65,9 @@ struct service {
     unsigned works;               /* work in libuv's pool that belongs to MUPDATE sessions */
     unsigned lists;               /* MUPDATE lists that hold a snapshot */
     struct mupdate_list *lists_waiting; /* those that wait for their turn, in order */
+    bool mupdate_opened;          /* its listeners were open before: from now on only after MUPDATE_FRESH_MS of a fresh state */
+    uint64_t mupdate_fresh_ms;    /* since when it is fresh; 0: it isn't */
+    uint64_t mupdate_looked_ms;   /* when sessions' times were last looked at */
     struct verify *verify_list;
     bool stopping, closed;
 };

@@ -8,8 +8,9 @@
  * srv_mupdate_update.c  the rest of UPDATE: changes as they are published
  * srv_mupdate_view.c    who is connected, for `raftdirctl mupdate sessions`
  *
- * A session works on one command at a time; what comes meanwhile waits in its connection's buffer (conn_pause beyond MUPDATE_PIPELINE_MAX). Each command ends with exactly one
- * mupdate_answer. A session whose connection is gone lives on while something of it is under way (call, work): mupdate_release frees it when nothing is.
+ * A session works on one command at a time; what comes meanwhile waits in its connection's buffer (nothing more is read beyond MUPDATE_AHEAD_LEN). Each command ends with exactly one
+ * mupdate_answer. A session whose connection is gone (conn NULL) lives on while something of it is under way (call, SASL step, list, update): mupdate_release frees it when nothing is.
+ * A verb's function is called when the number of its arguments, the login, "not while updating" and the role were looked at, and no argument has a NUL in it.
  *
  * Invariants: nothing is answered OK before it is committed; NO means that it was not done, or (text) that it can't be told; a row, and "no such mailbox", come from a state that has
  * everything that any MUPDATE client of this node was told (daemon.mupdate_seen); lists are in Cyrus' order, from one snapshot that a majority has confirmed; no answer makes a
@@ -42,13 +43,16 @@ struct mupdate_list;   /* srv_mupdate_list.c */
 struct mupdate_update; /* srv_mupdate_update.c */
 struct mupdate_zip;    /* srv_mupdate_auth.c: zlib's two streams */
 
+struct mupdate_verb;   /* srv_mupdate.c */
+
 struct mupdate_session {
     struct mupdate_session *prev, *next;
     struct service *service;
     struct conn *conn; /* NULL: gone */
     struct mupdate_view view; /* own fields are written under the mutex, by mupdate_view_* */
     bool local, tls, closing;
-    uint64_t since_ms, last_ms;
+    uint64_t since_ms, last_ms; /* connected; the last command, or its end */
+    uint64_t commands;
 
     /* srv_mupdate_auth.c */
     enum mupdate_auth auth;
@@ -65,6 +69,8 @@ struct mupdate_session {
     struct mupdate_parser parser;
     bool busy;
     char *command;            /* a copy: tag and words live as long as the command */
+    size_t command_size;
+    const struct mupdate_verb *verb;
     struct mupdate_word tag;
     struct mupdate_line line;
     uint64_t deadline_ms;
@@ -80,7 +86,17 @@ struct mupdate_session {
     bool listed; /* LIST of a server's locations: this is ctl_mboxlist -m of view.server */
 
     struct mupdate_list *list;
-    struct mupdate_update *update;
+    struct mupdate_update *update; /* not NULL from UPDATE on: only NOOP and LOGOUT are legal */
+
+    /* srv_mupdate.c: input. */
+    struct mupdate_out input; /* with COMPRESS: what came, inflated */
+    struct srv_stream turn;   /* with COMPRESS: to go on with it */
+    bool taking;              /* within on_data: an answer doesn't begin the next command */
+    bool waits;               /* whole lines may be left */
+    bool held;                /* conn_pause(conn, true) was called */
+    bool ended;               /* the other end sends nothing more: what it has sent is worked on, then the connection closes */
+    bool logged_out;
+    uint64_t sent_len, sent_ms; /* what its socket had taken, and when that was last seen to change */
     bool freed; /* the connection is gone: see mupdate_release */
 };
 
@@ -89,13 +105,15 @@ struct mupdate_session {
 int srv_mupdate_start(struct service *s, struct err *err);
 void srv_mupdate_tick(struct service *s, uint64_t now);        /* each SRV_TICK_MS */
 void srv_mupdate_stop(struct service *s);                      /* closes listeners and sessions: `* BYE`. The service ends when s->mupdates is NULL and s->works is 0 */
-/* Ends the command that is worked on, and goes on with the next. word: "OK", "NO", "BAD". */
+/* Ends the command that is worked on; the next one begins later, not within this call. word: "OK", "NO", "BAD". Harmless to a session whose connection is gone. */
 void mupdate_answer(struct mupdate_session *m, const char *word, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* Sends bytes (compressed where that was agreed). The session may be gone meanwhile: harmless. */
 void mupdate_send(struct mupdate_session *m, const void *data, size_t len);
 bool mupdate_backed_up(const struct mupdate_session *m); /* more than MUPDATE_OUT_LEN_MAX wait; mupdate_drained comes */
 void mupdate_bye(struct mupdate_session *m, const char *fmt, ...) __attribute__((format(printf, 2, 3))); /* "* BYE" and the end */
-void mupdate_release(struct mupdate_session *m); /* frees a session whose connection is gone once neither call nor work is under way */
+/* Frees a session whose connection is gone, once nothing is under way: neither `calling` nor `stepping` is set, `list` and `update` are NULL. Whoever ends one of them calls this, last. */
+void mupdate_release(struct mupdate_session *m);
+void mupdate_go_on(struct mupdate_session *m); /* `responding` was set: the response may be there already */
 const char *mupdate_arg(const struct mupdate_session *m, unsigned i); /* the i-th argument (0: after the verb), NUL-terminated */
 
 /* srv_mupdate_auth.c */

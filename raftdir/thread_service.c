@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include "logger.h"
 #include "srv_client.h"
+#include "srv_mupdate.h"
 
 static void on_messages(struct inbox *inbox, struct inbox_msg *list)
 {
@@ -37,6 +38,7 @@ static void on_tick(uv_timer_t *timer)
     struct service *s = timer->data;
     srv_wait_expired(s, shared_now_ms());
     srv_clients_silent_close(s, shared_now_ms());
+    srv_mupdate_tick(s, shared_now_ms());
     srv_verify_progress(s);
     srv_store_drop(s, false);
     if (!s->stopping && atomic_load(&s->d->stop_wanted) && atomic_load(&s->d->services_closing)) {
@@ -45,8 +47,9 @@ static void on_tick(uv_timer_t *timer)
         srv_listen_close(&s->client_pipe);
         for (struct client *c = s->clients; c; c = c->next)
             conn_close(c->conn, 0, "the daemon stops");
+        srv_mupdate_stop(s);
     }
-    if (s->stopping && !s->closed && !s->clients && !s->calls && !s->verifies)
+    if (s->stopping && !s->closed && !s->clients && !s->calls && !s->verifies && !s->mupdates && !s->works)
         close_begin(s);
 }
 
@@ -126,6 +129,8 @@ int service_create(struct daemon *d, unsigned number, struct service **service_r
     uv_idle_init(&s->loop, &s->turn);
     s->publication.data = s->tick.data = s->turn.data = s;
     int rc = listen_clients(s, err);
+    if (rc == 0)
+        rc = srv_mupdate_start(s, err);
     if (rc != 0) {
         service_destroy(&s);
         return rc;
