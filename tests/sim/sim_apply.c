@@ -219,8 +219,9 @@ static void told(struct event *ev)
     node_leave(n);
 }
 
-/* Bit rot, or a defect: the requests of an entry that matters have no effect here. */
-static void rot(struct sim_node *n, struct apply_batch *b)
+/* Bit rot, or a defect: the requests of an entry that matters have no effect here. Returns that entry, which has its place back when the batch is applied: the node
+ * counts the bytes that it gave. NULL: none of this batch. */
+static struct entry *rot(struct sim_node *n, struct apply_batch *b, unsigned *at_r)
 {
     uint8_t before[16];
     for (unsigned i = 0; i < b->n; i++) {
@@ -231,14 +232,15 @@ static void rot(struct sim_node *n, struct apply_batch *b)
         if (check_same_state(e->index, before))
             continue;
         b->entries[i] = plant_nothing(e);
-        entry_unref(e);
+        *at_r = i;
         n->rotting = false;
         n->differs = n->differs_now = true;
         n->differs_from = b->entries[i]->index;
         sim.stats.rots++;
         TRACE("apply: %" PRIu64 " differs from index %" PRIu64 " on", n->id, n->differs_from);
-        return;
+        return e;
     }
+    return NULL;
 }
 
 /* What waits becomes one batch, one commit, as in the daemon. */
@@ -277,9 +279,13 @@ static void run(struct event *ev)
         entry_unref(b->entries[i]);
         b->entries[i] = e;
     }
-    if (n->rotting)
-        rot(n, b);
+    unsigned at_rot = 0;
+    struct entry *rotten = n->rotting ? rot(n, b, &at_rot) : NULL;
     apply_batch_run(n->store, b);
+    if (rotten) {
+        entry_unref(b->entries[at_rot]);
+        b->entries[at_rot] = rotten;
+    }
     plant_restore_results(b);
     TRACE("apply: %" PRIu64 " applied %" PRIu64 "..%" PRIu64 ", status %d", n->id, b->first, b->first + b->n - 1, b->status);
     check_applied(n, b);

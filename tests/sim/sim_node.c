@@ -328,8 +328,12 @@ void node_up(struct sim_node *n)
         store_checkpoints_get(txn, checkpoints, &boot.checkpoints_n, &err))
         sim_violation("store", "member %" PRIu64 ": %s", n->id, err.text);
     check_boot_log(n, boot.meta.applied_index);
-    if (n->differs) /* a power loss, or an image, may have made it good */
-        n->differs = n->differs_now = !check_same_state(boot.meta.applied_index, boot.meta.digest);
+    if (n->differs) { /* a power loss, or an image, may have made it good: if no digest that it has recorded says otherwise */
+        n->differs_now = !check_same_state(boot.meta.applied_index, boot.meta.digest);
+        n->differs = n->differs_now;
+        for (size_t i = 0; i < boot.checkpoints_n && !n->differs; i++)
+            n->differs = !check_same_state(checkpoints[i].index, checkpoints[i].digest);
+    }
     boot.log_first = n->disk.log.base + 1;
     boot.entries_n = n->disk.log.n;
     boot.entries = xcalloc(boot.entries_n, sizeof(struct entry *));
