@@ -196,8 +196,8 @@ static void all_sent(struct mupdate_list *l)
 static void on_turn(struct srv_stream *st)
 {
     struct mupdate_list *l = (struct mupdate_list *)((char *)st - offsetof(struct mupdate_list, stream));
-    if (mupdate_backed_up(l->m))
-        return; /* mupdate_list_drained comes */
+    if (l->m->closing || mupdate_backed_up(l->m))
+        return; /* mupdate_list_close comes, or mupdate_list_drained */
     size_t len = l->ready.text.len - l->sent;
     if (len > LIST_SLICE_LEN)
         len = LIST_SLICE_LEN;
@@ -307,19 +307,10 @@ static void list_ready(struct mupdate_session *m)
 
 void mupdate_list(struct mupdate_session *m)
 {
-    if (!mupdate_may(m, ACCESS_READ))
-        return;
-    if (m->line.n > 2) {
-        const struct mupdate_word *w = &m->line.word[2];
-        const char *mark = memchr(w->s, '!', w->len);
-        if (memchr(w->s, '\0', w->len)) {
-            mupdate_answer(m, "BAD", "a location can't have a NUL byte");
-            return;
-        }
-        if (mark && mark != w->s) { /* FIND answers differently from now on: srv_mupdate_read.c */
-            m->listed = true;
-            mupdate_view_server(m, w->s, (size_t)(mark - w->s));
-        }
+    const char *place = m->line.n > 2 ? mupdate_arg(m, 0) : "", *mark = strchr(place, '!');
+    if (mark && mark != place) { /* FIND answers differently from now on: srv_mupdate_read.c */
+        m->listed = true;
+        mupdate_view_server(m, place, (size_t)(mark - place));
     }
     mupdate_linearize(m, list_ready);
 }

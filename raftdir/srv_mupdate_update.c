@@ -10,9 +10,9 @@
  *
  * NOOP: mupdate_update_until goes on until everything up to an index was given to the connection, then answers behind it.
  *
- * A client that doesn't read: the session keeps its position, and makes nothing while MUPDATE_OUT_LEN_MAX bytes wait. `* BYE`, and the client connects and lists again, when it takes nothing
- * for MUPDATE_STALL_MS; when events behind its position aren't kept any more (ECOMPACTED); when this node has no state that may be served. An image that takes the state's place changes
- * nothing: events have the same positions in it. */
+ * A client that doesn't read: the session keeps its position, and makes nothing while MUPDATE_OUT_LEN_MAX bytes wait; srv_mupdate.c ends it after MUPDATE_STALL_MS. `* BYE`, and the client
+ * connects and lists again, when events behind its position aren't kept any more (ECOMPACTED), or this node has no state that may be served. An image that takes the state's place
+ * changes nothing: events have the same positions in it. */
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -22,7 +22,7 @@
 #define UPDATE_CHUNK_NS 1000000ull   /* of the loop's time, */
 #define UPDATE_CHUNK_EVENTS 512      /* events, */
 #define UPDATE_CHUNK_LEN (64u << 10) /* and bytes of rows, and one row more */
-#define UPDATE_LOOK_MS 250           /* how often a client that doesn't read is looked at */
+#define UPDATE_WAIT_MS 1000          /* for a publication; then the state is looked at anyhow: it may be none any more */
 #define TOLD_SLOTS 2048              /* a power of two, more than twice the names of a chunk */
 
 struct mupdate_update {
@@ -34,7 +34,6 @@ struct mupdate_update {
     char *text;     /* of what follows */
     struct mupdate_word tag, *servers;
     size_t servers_n;
-    uint64_t sent_len, sent_ms; /* when the client had last taken something */
     struct {
         uint64_t index;
         void (*done)(struct mupdate_session *m); /* NULL: nobody waits */
@@ -157,7 +156,7 @@ static void on_wait(struct srv_wait *w);
 static void wait_for(struct mupdate_update *u, uint64_t index)
 {
     u->wait.done = on_wait;
-    srv_wait_begin(u->m->service, &u->wait, index, shared_now_ms() + UPDATE_LOOK_MS);
+    srv_wait_begin(u->m->service, &u->wait, index, shared_now_ms() + UPDATE_WAIT_MS);
 }
 
 /* Everything of an index is told when the position is behind all of its events. */
@@ -175,10 +174,8 @@ static void on_turn(struct srv_stream *st)
     struct mupdate_update *u = (struct mupdate_update *)((char *)st - offsetof(struct mupdate_update, stream));
     struct mupdate_session *m = u->m;
     struct err err = {0};
-    if (mupdate_backed_up(m)) { /* mupdate_update_drained comes */
-        wait_for(u, UINT64_MAX);
-        return;
-    }
+    if (m->closing || mupdate_backed_up(m))
+        return; /* mupdate_update_close comes, or mupdate_update_drained */
     struct chunk c = {0};
     int rc = chunk_read(u, &c, &err);
     if (c.out.len)
@@ -193,25 +190,13 @@ static void on_turn(struct srv_stream *st)
     else
         end(u, rc, err.text);
     if (m->update == u)
-        until_look(u); /* last: it may end the session */
+        until_look(u);
 }
 
 static void on_wait(struct srv_wait *w)
 {
     struct mupdate_update *u = (struct mupdate_update *)((char *)w - offsetof(struct mupdate_update, wait));
-    struct mupdate_session *m = u->m;
-    uint64_t now = shared_now_ms(), sent = conn_sent_len(m->conn);
-    if (conn_queued_len(m->conn) == 0 || sent != u->sent_len) {
-        u->sent_len = sent;
-        u->sent_ms = now;
-    } else if (now - u->sent_ms > MUPDATE_STALL_MS) {
-        end(u, RAFTDIR_ETIMEDOUT, "the updates aren't read");
-        return;
-    }
-    if (mupdate_backed_up(m))
-        wait_for(u, UINT64_MAX);
-    else
-        srv_stream_run(m->service, &u->stream);
+    srv_stream_run(u->m->service, &u->stream);
 }
 
 void mupdate_update_drained(struct mupdate_session *m)
@@ -265,8 +250,6 @@ static void listed(struct mupdate_session *m, uint64_t index)
     u->index = index;
     u->done = STORE_FEED_ALL;
     u->stream.turn = on_turn;
-    u->sent_len = conn_sent_len(m->conn);
-    u->sent_ms = shared_now_ms();
     char *at = u->text = mem_alloc(len);
     u->tag = keep(&at, &m->tag);
     u->servers = mem_calloc(MUPDATE_WORDS_MAX, sizeof *u->servers);
@@ -275,8 +258,9 @@ static void listed(struct mupdate_session *m, uint64_t index)
     m->update = u;
     mupdate_seen(m->service, index);
     mupdate_view_sent(m, 0, index);
+    mupdate_view_refresh(m);
+    mupdate_answer(m, "OK", "streaming starts");
     srv_stream_run(m->service, &u->stream);
-    mupdate_answer(m, "OK", "streaming starts"); /* last: it may end the session */
 }
 
 static void ready(struct mupdate_session *m)
@@ -286,10 +270,5 @@ static void ready(struct mupdate_session *m)
 
 void mupdate_update(struct mupdate_session *m)
 {
-    if (m->update) {
-        mupdate_answer(m, "BAD", "not legal when streaming");
-        return;
-    }
-    if (mupdate_may(m, ACCESS_READ))
-        mupdate_linearize(m, ready);
+    mupdate_linearize(m, ready);
 }
