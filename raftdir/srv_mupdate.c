@@ -421,6 +421,16 @@ static void on_tls(struct conn *conn)
         mupdate_tls_done(m);
 }
 
+static void on_eof(struct conn *conn)
+{
+    struct mupdate_session *m = conn_data(conn);
+    m->ended = true;
+    if (m->update && !m->busy)
+        end_by_itself(m); /* a slave that has gone */
+    else
+        mupdate_go_on(m);
+}
+
 void mupdate_release(struct mupdate_session *m)
 {
     struct service *s = m->service;
@@ -461,6 +471,7 @@ static const struct conn_events events = {.on_open = on_open,
                                           .on_tls = on_tls,
                                           .on_drain = on_drain,
                                           .on_oversize = on_oversize,
+                                          .on_eof = on_eof,
                                           .on_close = on_close};
 
 /* --- Listening ---------------------------------------------------------------------------------------------------------------------------- */
