@@ -5,9 +5,8 @@
  * the session changed under him. At most MUPDATE_TURN_COMMANDS in a row, so that a client that sends a thousand at once doesn't keep others waiting; at most MUPDATE_AHEAD_LEN
  * read ahead; and nothing is taken while more than MUPDATE_OUT_LEN_MAX waits to go out. With COMPRESS all of this works on `input` in place of the connection's buffer.
  *
- * Listening. A node's sockets are open only while it can serve: a Cyrus program that finds them closed goes on to the next address of its mupdate_server by itself, while one that is
- * answered NO gives up. Looked at each tick and before each connection is taken (a process that was stopped wakes up with an old state and connections that wait). A node that
- * is removed, fails or stops says BYE; one whose state is merely too old keeps its sessions: their commands say what can't be told.
+ * The other end closes its side: what it sent whole before is worked on and answered, as by Cyrus' server; then the connection ends.
+ * The node is removed, fails or stops: BYE. Its state is merely too old: sessions stay, their commands say what can't be told; only new ones aren't taken (srv_mupdate_listen.c).
  *
  * Failures: a connection that is lost, or whose client takes nothing for MUPDATE_STALL_MS, ends the session; what is under way for it goes on to its end. */
 #include "srv_mupdate.h"
@@ -474,120 +473,11 @@ static const struct conn_events events = {.on_open = on_open,
                                           .on_eof = on_eof,
                                           .on_close = on_close};
 
-/* --- Listening ---------------------------------------------------------------------------------------------------------------------------- */
-
-static bool may_serve(struct service *s, uint64_t now, char *why_r, size_t size)
-{
-    struct shared_view view;
-    shared_view_get(&s->d->shared, &view);
-    uint64_t age = shared_age_ms(&view, now);
-    bool was_open = s->mupdate_tcp.open || s->mupdate_tls.open || s->mupdate_pipe.open;
-    const char *phase = view.phase == SHARED_UNCONFIGURED ? "this node is not part of a cluster"
-                        : view.phase == SHARED_FAILED     ? "this node has failed"
-                        : view.phase == SHARED_REMOVED    ? "this node was removed from the cluster"
-                        : view.phase == SHARED_STOPPING   ? "the daemon stops"
-                                                          : NULL;
-    *why_r = '\0';
-    if (view.phase != SHARED_RUNNING || age > MUPDATE_FRESH_MS)
-        s->mupdate_fresh_ms = 0;
-    else if (!s->mupdate_fresh_ms)
-        s->mupdate_fresh_ms = now;
-    if (phase)
-        snprintf(why_r, size, "%s", phase);
-    else if (age == UINT64_MAX)
-        snprintf(why_r, size, "its state may be of any age: it hasn't heard of a leader yet");
-    else if (age > MUPDATE_STALE_MS)
-        snprintf(why_r, size, "its state may be %llu s old: it hears of no leader that a majority follows", (unsigned long long)(age / 1000));
-    else if (!was_open && s->mupdate_opened && (!s->mupdate_fresh_ms || now - s->mupdate_fresh_ms < MUPDATE_FRESH_MS))
-        snprintf(why_r, size, "its state has only just become fresh again");
-    return !*why_r;
-}
-
-static bool any_address(const struct config *c)
-{
-    return *c->mupdate_listen || *c->mupdate_tls_listen || *c->mupdate_socket;
-}
-
-static int listen_all(struct service *s, struct err *err)
-{
-    const struct config *c = s->d->config;
-    int rc = 0;
-    if (*c->mupdate_listen && !s->mupdate_tcp.open)
-        rc = srv_listen_tcp(&s->mupdate_tcp, "mupdate_listen", c->mupdate_listen, err);
-    if (rc == 0 && *c->mupdate_tls_listen && !s->mupdate_tls.open)
-        rc = srv_listen_tcp(&s->mupdate_tls, "mupdate_tls_listen", c->mupdate_tls_listen, err);
-    if (rc == 0 && s->number == 0 && *c->mupdate_socket && !s->mupdate_pipe.open)
-        rc = srv_listen_pipe(&s->mupdate_pipe, "mupdate_socket", c->mupdate_socket, c->mupdate_socket_mode, err);
-    return rc;
-}
-
-static void why_not_set(struct daemon *d, const char *why)
-{
-    pthread_mutex_lock(&d->mupdate_mutex);
-    snprintf(d->mupdate_why_not, sizeof d->mupdate_why_not, "%s", why);
-    pthread_mutex_unlock(&d->mupdate_mutex);
-}
-
-static void listeners_close(struct service *s, const char *why)
-{
-    bool open = s->mupdate_tcp.open || s->mupdate_tls.open || s->mupdate_pipe.open;
-    srv_listen_close(&s->mupdate_tcp);
-    srv_listen_close(&s->mupdate_tls);
-    srv_listen_close(&s->mupdate_pipe);
-    if (s->number != 0)
-        return;
-    atomic_store(&s->d->mupdate_listens, false);
-    why_not_set(s->d, why);
-    if (open)
-        logger_line(LOGGER_INFO, "mupdate", "takes no more connections: %s", why);
-}
-
-static void listeners_open(struct service *s)
-{
-    const struct config *c = s->d->config;
-    struct err err = {0};
-    if (s->number != 0 && !atomic_load(&s->d->mupdate_listens))
-        return; /* number 0 finds out whether somebody else has the addresses */
-    int rc = listen_all(s, &err);
-    if (rc == RAFTDIR_EBUSY)
-        return; /* in a moment */
-    if (rc != 0) {
-        logger_limited(LOGGER_ERROR, "mupdate", "can't take connections: %s", err.text);
-        listeners_close(s, err.text);
-        return;
-    }
-    s->mupdate_opened = true;
-    if (s->number != 0 || atomic_load(&s->d->mupdate_listens))
-        return;
-    atomic_store(&s->d->mupdate_listens, true);
-    why_not_set(s->d, "");
-    logger_line(LOGGER_INFO, "mupdate", "takes connections at%s%s%s%s%s%s", *c->mupdate_listen ? " " : "", c->mupdate_listen, *c->mupdate_tls_listen ? " (TLS) " : "",
-                c->mupdate_tls_listen, *c->mupdate_socket ? " " : "", c->mupdate_socket);
-}
-
-static void listeners_look(struct service *s, uint64_t now)
-{
-    char why[128];
-    bool open = s->mupdate_tcp.open || s->mupdate_tls.open || s->mupdate_pipe.open;
-    if (!any_address(s->d->config))
-        return;
-    bool may = !s->stopping && may_serve(s, now, why, sizeof why) && (s->number == 0 || atomic_load(&s->d->mupdate_listens));
-    if (may)
-        listeners_open(s);
-    else if (open)
-        listeners_close(s, why);
-    else if (s->number == 0)
-        why_not_set(s->d, why);
-}
-
-static void accepted(struct srv_listener *l, bool local, bool tls)
+void mupdate_accept(struct srv_listener *l, bool local, bool tls)
 {
     struct service *s = l->service;
     struct err err = {0};
     struct conn *conn;
-    listeners_look(s, shared_now_ms());
-    if (!l->open)
-        return; /* reset with its socket */
     SSL_CTX *context = tls ? daemon_tls_optional(s->d) : NULL;
     struct conn_options o = {.tls = context, .raw = true, .frame_len_max = FRAME_LEN_MAX, .out_len_max = OUT_LEN_MAX, .notsent_len = MUPDATE_NOTSENT_LEN};
     int rc = conn_accept(&s->loop, &l->stream, &o, &events, &conn, &err);
@@ -611,38 +501,6 @@ static void accepted(struct srv_listener *l, bool local, bool tls)
         logger_limited(LOGGER_WARN, "mupdate", "%d connections are open: no more are taken until some close", MUPDATE_CONNS_MAX);
         mupdate_bye(m, "too many connections");
     }
-}
-
-static void take_tcp(struct srv_listener *l)
-{
-    accepted(l, false, false);
-}
-
-static void take_tls(struct srv_listener *l)
-{
-    accepted(l, false, true);
-}
-
-static void take_pipe(struct srv_listener *l)
-{
-    accepted(l, true, false);
-}
-
-int srv_mupdate_start(struct service *s, struct err *err)
-{
-    const struct config *c = s->d->config;
-    int rc = 0;
-    s->mupdate_tcp = (struct srv_listener){.service = s, .take = take_tcp};
-    s->mupdate_tls = (struct srv_listener){.service = s, .take = take_tls};
-    s->mupdate_pipe = (struct srv_listener){.service = s, .take = take_pipe};
-    if (s->number != 0)
-        return 0;
-    why_not_set(s->d, any_address(c) ? "the daemon starts" : "the configuration names no address for it (mupdate_listen, mupdate_tls_listen, mupdate_socket)");
-    if (*c->mupdate_listen)
-        rc = srv_listen_probe("mupdate_listen", c->mupdate_listen, err);
-    if (rc == 0 && *c->mupdate_tls_listen)
-        rc = srv_listen_probe("mupdate_tls_listen", c->mupdate_tls_listen, err);
-    return rc;
 }
 
 /* --- Time --------------------------------------------------------------------------------------------------------------------------------- */
@@ -680,7 +538,7 @@ static void session_look(struct mupdate_session *m, uint64_t now, enum shared_ph
 void srv_mupdate_tick(struct service *s, uint64_t now)
 {
     struct shared_view view;
-    listeners_look(s, now);
+    mupdate_listen_look(s, now);
     shared_view_get(&s->d->shared, &view);
     if (view.phase == SHARED_RUNNING && now - s->mupdate_looked_ms < LOOK_MS)
         return;
@@ -691,7 +549,7 @@ void srv_mupdate_tick(struct service *s, uint64_t now)
 
 void srv_mupdate_stop(struct service *s)
 {
-    listeners_close(s, "the daemon stops");
+    mupdate_listen_close(s, "the daemon stops");
     for (struct mupdate_session *m = s->mupdates; m; m = m->next)
         mupdate_bye(m, "this node is shutting down, use another");
 }

@@ -1,6 +1,7 @@
 /* srv_mupdate.h - MUPDATE (RFC 3656) on a service thread, as Cyrus' clients speak it. Private to thread_service.c and srv_mupdate*.c.
  *
- * srv_mupdate.c         connections: banner, commands in order, LOGOUT, limits, who listens when
+ * srv_mupdate.c         connections: commands in order, LOGOUT, limits
+ * srv_mupdate_listen.c  who listens when
  * srv_mupdate_auth.c    AUTHENTICATE, STARTTLS, COMPRESS; who somebody is and what he may
  * srv_mupdate_write.c   RESERVE, ACTIVATE, DEACTIVATE, DELETE
  * srv_mupdate_read.c    FIND, NOOP: levels, "not there" against "can't tell"
@@ -100,7 +101,12 @@ struct mupdate_session {
     bool freed; /* the connection is gone: see mupdate_release */
 };
 
+/* srv_mupdate_listen.c */
+void mupdate_listen_look(struct service *s, uint64_t now);
+void mupdate_listen_close(struct service *s, const char *why);
+
 /* srv_mupdate.c */
+void mupdate_accept(struct srv_listener *l, bool local, bool tls);
 /* Fills in the listeners, which open in srv_mupdate_tick when this node can serve; service 0 also tries whether the addresses can be had at all (RAFTDIR_EUNAVAIL). */
 int srv_mupdate_start(struct service *s, struct err *err);
 void srv_mupdate_tick(struct service *s, uint64_t now);        /* each SRV_TICK_MS */
