@@ -1,6 +1,7 @@
 /* bench_mupdate.c - a load of MUPDATE (RFC 3656) on any server that speaks it: raftdir's nodes, or Cyrus' own master. bench/README.md tells more; bench/mupdate runs it on both.
  *
- *     bench_mupdate [options] dump               the mailboxes that the other modes expect, on standard output, as Cyrus 3.6 dumps and takes them (raftdirctl import, ctl_mboxlist -u)
+ *     bench_mupdate [options] dump               the mailboxes that the other modes expect, on standard output, as Cyrus 3.6 dumps them (raftdirctl import); with --flat as the "flat" form
+ *                                                of a master's mailboxes.db, to be sorted (cvt_cyrusdb, which takes seconds where ctl_mboxlist -u takes an hour)
  *     bench_mupdate [options] fill               the same mailboxes by ACTIVATE, --window of them on the way on each connection
  *     bench_mupdate [options] find               FIND of mailboxes at random
  *     bench_mupdate [options] write              RESERVE, then ACTIVATE, of names that nobody has had
@@ -57,7 +58,7 @@ static struct {
     double seconds;
     pid_t pids[PIDS_MAX];
     unsigned pids_n;
-    bool json, fresh, header;
+    bool json, flat, fresh, header;
 } opt = {.conns = 1, .window = 64, .updates = 1, .mailboxes = 1000, .seconds = 5, .rows = UINT64_MAX};
 
 static uint64_t now_ns(void)
@@ -119,15 +120,23 @@ static void mailbox_at(uint64_t i, struct mailbox *m)
 static void dump(void)
 {
     struct mailbox m;
-    puts("{");
+    if (!opt.flat)
+        puts("{");
     for (uint64_t i = 0; i < opt.mailboxes; i++) {
         mailbox_at(i, &m);
         char *tab = strchr(m.acl, '\t');
+        if (opt.flat) {
+            uint8_t key[NAME_KEY_LEN_MAX];
+            size_t len = name_to_key(m.name, strlen(m.name), key);
+            printf("N%.*s\t%%(T er P %s S %s M 1795284103 A %%(%.*s lrswipkxtecdan anyone p))\n", (int)len, (const char *)key, m.partition, m.server, (int)(tab - m.acl), m.acl);
+            continue;
+        }
         printf("\"%s\": {\"name\": \"%s\", \"mtime\": \"1795284103\", \"uidvalidity\": \"0\", \"createdmodseq\": \"0\", \"foldermodseq\": \"0\", \"mbtype\": \"e\", "
                "\"partition\": \"%s\", \"server\": \"%s\", \"acl\": {\"%.*s\": \"lrswipkxtecdan\", \"anyone\": \"p\"}, \"uniqueid\": \"bench%019" PRIu64 "\", \"name_history\": []}%s\n",
                m.name, m.name, m.partition, m.server, (int)(tab - m.acl), m.acl, i, i + 1 < opt.mailboxes ? "," : "");
     }
-    puts("}");
+    if (!opt.flat)
+        puts("}");
     if (fflush(stdout) == EOF)
         die(3, "standard output: %s", strerror(errno));
 }
@@ -901,6 +910,7 @@ static const char usage[] =
     "  --window N           fill: commands on the way on each connection; default 64\n"
     "  --prefix P           write: below user.P; default: random\n"
     "  --fresh              write: a new connection for each pair\n"
+    "  --flat               dump: as cvt_cyrusdb takes it\n"
     "  --pids PID,...       the server's processes, whose CPU time is told\n"
     "  --label TEXT --header --json\n";
 
@@ -916,11 +926,11 @@ static uint64_t number(const char *text, const char *name, uint64_t min, uint64_
 
 int main(int argc, char **argv)
 {
-    enum { TO, USER, PASSWORD, CONNS, SECONDS, MAILBOXES, ROWS, UPDATES, RATE, WINDOW, PREFIX, FRESH, PIDS, LABEL, HEADER, JSON, HELP };
+    enum { TO, USER, PASSWORD, CONNS, SECONDS, MAILBOXES, ROWS, UPDATES, RATE, WINDOW, PREFIX, FRESH, FLAT, PIDS, LABEL, HEADER, JSON, HELP };
     static const struct option options[] = {
         {"to", 1, NULL, TO},         {"user", 1, NULL, USER},     {"password", 1, NULL, PASSWORD}, {"connections", 1, NULL, CONNS}, {"seconds", 1, NULL, SECONDS}, {"mailboxes", 1, NULL, MAILBOXES},
         {"rows", 1, NULL, ROWS},     {"updates", 1, NULL, UPDATES}, {"rate", 1, NULL, RATE},       {"window", 1, NULL, WINDOW},     {"prefix", 1, NULL, PREFIX},   {"fresh", 0, NULL, FRESH},
-        {"pids", 1, NULL, PIDS},     {"label", 1, NULL, LABEL},       {"header", 0, NULL, HEADER},     {"json", 0, NULL, JSON},       {"help", 0, NULL, HELP},
+        {"flat", 0, NULL, FLAT}, {"pids", 1, NULL, PIDS},     {"label", 1, NULL, LABEL},       {"header", 0, NULL, HEADER},     {"json", 0, NULL, JSON},       {"help", 0, NULL, HELP},
         {NULL, 0, NULL, 0}};
     static const struct { const char *name; void (*run)(void); } modes[] = {{"dump", dump}, {"fill", fill}, {"find", find}, {"write", write_pairs}, {"update", update}, {"find-during-update", find_during_update}};
     int o;
@@ -941,6 +951,7 @@ int main(int argc, char **argv)
         case RATE: opt.rate = number(optarg, "rate", 1, 1000000); break;
         case WINDOW: opt.window = (unsigned)number(optarg, "window", 2, 10000); break;
         case PREFIX: opt.prefix = optarg; break;
+        case FLAT: opt.flat = true; break;
         case FRESH: opt.fresh = true; break;
         case PIDS:
             for (char *save = NULL, *w = strtok_r(optarg, ", ", &save); w; w = strtok_r(NULL, ", ", &save)) {
