@@ -4,6 +4,7 @@
  * srv_mupdate_listen.c  who listens when
  * srv_mupdate_auth.c    AUTHENTICATE, STARTTLS, COMPRESS; who somebody is and what he may
  * srv_mupdate_write.c   RESERVE, ACTIVATE, DEACTIVATE, DELETE
+ * srv_mupdate_undo.c    takes back what a client can only believe to have failed
  * srv_mupdate_read.c    FIND, NOOP: levels, "not there" against "can't tell"
  * srv_mupdate_list.c    LIST and the first part of UPDATE: rows of a snapshot, made in libuv's pool
  * srv_mupdate_update.c  the rest of UPDATE: changes as they are published
@@ -46,6 +47,23 @@ struct mupdate_zip;    /* srv_mupdate_auth.c: zlib's two streams */
 
 struct mupdate_verb;   /* srv_mupdate.c */
 
+/* The write, or FIND, that is worked on; zeroed when it begins. */
+struct mupdate_write {
+    void (*begin)(struct mupdate_session *m);                               /* to look again, and decide anew */
+    void (*done)(struct mupdate_session *m, const Raftdir__Log__Result *r); /* of the request that was sent: it has this result */
+    uint8_t op_id[OP_ID_LEN];
+    uint64_t expires_ms;
+    size_t request_len;
+    bool sent;       /* the request is at the consensus thread */
+    bool activates;  /* it is an ACTIVATE */
+    bool confirmed;  /* a majority has confirmed the state that is published */
+    unsigned tries;  /* decisions that somebody else's change has overtaken */
+    Raftdir__Log__Mailbox *was; /* DELETE: what it takes away */
+    char *refusal;       /* NO, as soon as what was deleted is back */
+    char *from;          /* ACTIVATE with a take-over: "server!partition" that loses the mailbox, */
+    uint64_t generation; /* and what of it was seen; 0: without */
+};
+
 struct mupdate_session {
     struct mupdate_session *prev, *next;
     struct service *service;
@@ -84,6 +102,8 @@ struct mupdate_session {
 
     /* srv_mupdate_write.c: the mailbox of the last DELETE, until the next verb shows whether it was the beginning of a rename. */
     Raftdir__Log__Mailbox *deleted;
+    bool renaming; /* it was */
+    struct mupdate_write write;
     bool listed; /* LIST of a server's locations: this is ctl_mboxlist -m of view.server */
 
     struct mupdate_list *list;
@@ -150,7 +170,26 @@ void mupdate_reserve(struct mupdate_session *m);
 void mupdate_activate(struct mupdate_session *m);
 void mupdate_deactivate(struct mupdate_session *m);
 void mupdate_delete(struct mupdate_session *m);
-void mupdate_write_close(struct mupdate_session *m);
+void mupdate_write_close(struct mupdate_session *m); /* the connection is gone */
+/* Fresh random bytes, and an expiry. */
+void mupdate_op_id(struct service *s, uint8_t op_id_r[OP_ID_LEN], uint64_t *expires_ms_r);
+/* A packed request (malloc'd), checked. NULL: it can't be sent, err says why. */
+uint8_t *mupdate_request(struct service *s, const char *identity, const uint8_t op_id[OP_ID_LEN], uint64_t expires_ms, Raftdir__Log__Op **ops, size_t n, size_t *len_r,
+                         struct err *err);
+
+/* srv_mupdate_undo.c */
+#define MUPDATE_UNDO_MS 1000 /* of one attempt */
+struct mupdate_undo_plan {
+    const uint8_t *op_id;            /* of a write whose outcome isn't known: it is found out, and can't happen any more. NULL: it is known */
+    uint64_t expires_ms;
+    bool deletion;                   /* that write was the DELETE of put_back: put back only if it happened */
+    Raftdir__Log__Mailbox *put_back; /* given: created again, unless somebody else has the name. NULL: nothing */
+    const char *drop, *drop_server;  /* copied: deleted, if it still is what the write made of it. NULL: nothing */
+    uint64_t drop_generation;        /* 0: as that write's result says */
+    const char *why;                 /* for the log; copied */
+};
+/* Goes on by itself, whatever becomes of the session, until it is done or the operation id expires. then (NULL allowed): comes once, when a first attempt to put back has ended, however. */
+void mupdate_undo(struct mupdate_session *m, const struct mupdate_undo_plan *plan, void (*then)(struct mupdate_session *m));
 
 /* srv_mupdate_list.c */
 void mupdate_list(struct mupdate_session *m);
