@@ -531,6 +531,8 @@ static void raw_pump(struct conn *c)
     }
     while (c->ssl && takes(c) && !c->ended && (len = conn_tls_get(c, conn_scratch, sizeof conn_scratch)) > 0)
         bytes_came(c, conn_scratch, len);
+    if (c->ssl)
+        memory_trim(c);
 }
 
 static void read_cb(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)

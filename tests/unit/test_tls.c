@@ -106,10 +106,14 @@ static void files(void **state)
         if (rc != rows[i].code || (rows[i].says && !strstr(err.text, rows[i].says)))
             fail_msg("row %zu: %d \"%s\", wanted %d \"%s\"", i, rc, err.text, rows[i].code, rows[i].says);
         SSL_CTX_free(ctx);
+        ctx = NULL;
+        assert_int_equal(tls_context_create_optional(&f, &ctx, &err), rows[i].code);
+        SSL_CTX_free(ctx);
     }
     struct err err;
     SSL_CTX *ctx;
     assert_int_equal(tls_context_create(&(struct tls_files){0}, &ctx, &err), RAFTDIR_EINVAL);
+    assert_int_equal(tls_context_create_optional(&(struct tls_files){0}, &ctx, &err), RAFTDIR_EINVAL);
 }
 
 /* Root reads everything, unless it puts that power away. */
@@ -166,8 +170,8 @@ static void names(void **state)
     assert_int_equal(tls_cert_name(NULL, NULL, 0, NULL), RAFTDIR_EAUTH);
 }
 
-/* One handshake in memory: 0, or 1 with the server's (the last speaker's) error. */
-static int handshake(SSL_CTX *client, SSL_CTX *server, int max_version, char *text_r, size_t size)
+/* One handshake in memory: 0, or 1 with the server's (the last speaker's) error. names: the server learns a name. */
+static int handshake_names(SSL_CTX *client, SSL_CTX *server, int max_version, bool names, char *text_r, size_t size)
 {
     SSL *c = SSL_new(client), *s = SSL_new(server);
     BIO *a, *b;
@@ -193,7 +197,7 @@ static int handshake(SSL_CTX *client, SSL_CTX *server, int max_version, char *te
         }
         if (x == 1 && y == 1) {
             char name[64];
-            assert_int_equal(tls_peer_name(s, name, sizeof name, NULL), 0);
+            assert_int_equal(tls_peer_name(s, name, sizeof name, NULL), names ? 0 : RAFTDIR_EAUTH);
             assert_int_equal(SSL_session_reused(s), 0);
             rc = 0;
             break;
@@ -202,6 +206,36 @@ static int handshake(SSL_CTX *client, SSL_CTX *server, int max_version, char *te
     SSL_free(c);
     SSL_free(s);
     return rc;
+}
+
+static int handshake(SSL_CTX *client, SSL_CTX *server, int max_version, char *text_r, size_t size)
+{
+    return handshake_names(client, server, max_version, true, text_r, size);
+}
+
+/* A server that a client needn't show a certificate; a wrong one is still wrong. */
+static void optional(void **state)
+{
+    (void)state;
+    char text[300];
+    struct tls_files f = {.ca = file("ca.crt"), .cert = file("good.crt"), .key = file("good.key")};
+    SSL_CTX *server = NULL, *bare = NULL, *with = support_ctx(dir, "ca", "dns"), *foreign = support_ctx(dir, "other", "foreign");
+    assert_int_equal(tls_context_create_optional(&f, &server, NULL), 0);
+    f = (struct tls_files){.ca = file("ca.crt")};
+    assert_int_equal(tls_context_create(&f, &bare, NULL), 0);
+    SSL_CTX_set_verify(foreign, SSL_VERIFY_NONE, NULL);
+    const int versions[] = {0, TLS1_2_VERSION};
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(handshake_names(with, server, versions[i], true, text, sizeof text), 0);
+        assert_int_equal(handshake_names(bare, server, versions[i], false, text, sizeof text), 0);
+        assert_int_equal(handshake_names(foreign, server, versions[i], true, text, sizeof text), 1);
+        assert_non_null(strstr(text, "was not accepted"));
+    }
+    assert_int_equal(handshake_names(with, server, TLS1_1_VERSION, true, text, sizeof text), 1);
+    SSL_CTX_free(server);
+    SSL_CTX_free(bare);
+    SSL_CTX_free(with);
+    SSL_CTX_free(foreign);
 }
 
 static void handshakes(void **state)
@@ -236,6 +270,7 @@ int main(void)
         cmocka_unit_test(unreadable),
         cmocka_unit_test(names),
         cmocka_unit_test(handshakes),
+        cmocka_unit_test(optional),
     };
     return cmocka_run_group_tests_name("tls", tests, setup, teardown);
 }
