@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "limits.h"
 #include "logger.h"
 
@@ -487,6 +488,14 @@ static int whole_check(struct config *c, const char *path, struct err *err)
             return err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
         free(*defaults[i].text);
         *defaults[i].text = copy;
+    }
+    if (!*c->mupdate_hostname) {
+        char name[CONFIG_HOST_LEN] = "";
+        char *copy = gethostname(name, sizeof name - 1) == 0 && host_check(name) && *name ? strdup(name) : strdup("localhost");
+        if (!copy)
+            return err_set(err, RAFTDIR_ENOMEM, "%s: out of memory", path);
+        free(c->mupdate_hostname);
+        c->mupdate_hostname = copy;
     }
     static const char *const any[] = {"0.0.0.0:", "[::]:"};
     struct {

@@ -39,7 +39,7 @@ struct config {
     mode_t mupdate_socket_mode;
     bool mupdate_plaintext;      /* mechanisms that show the password also without TLS */
     bool mupdate_take_over;      /* ACTIVATE may take an active mailbox away from another server */
-    char *mupdate_hostname;      /* as the banner and SASL (realm, Kerberos) say; "": the machine's name */
+    char *mupdate_hostname;      /* as the banner and SASL (realm, Kerberos) say; never "" */
     char **sasl;                 /* `sasl = { "NAME: VALUE", ... }`: options of the SASL library; NAME without "sasl_" */
     size_t sasl_n;
     struct access_rule *allow;

@@ -815,6 +815,17 @@ static int begin(struct conn *c, bool accepted, struct err *err)
     return 0;
 }
 
+static void address_take(struct conn *c, const struct sockaddr *sa, socklen_t len)
+{
+    const struct sockaddr_in *v4 = (const void *)sa;
+    const struct sockaddr_in6 *v6 = (const void *)sa;
+    address_text(sa, len, c->peer_text, sizeof c->peer_text);
+    if (sa->sa_family == AF_INET)
+        c->loopback = ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+    else if (sa->sa_family == AF_INET6)
+        c->loopback = IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr) || (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr) && v6->sin6_addr.s6_addr[12] == IN_LOOPBACKNET);
+}
+
 int conn_accept(uv_loop_t *loop, uv_stream_t *listener, const struct conn_options *o, const struct conn_events *ev, struct conn **conn_r, struct err *err)
 {
     struct conn *c = conn_create(loop, o, ev);
@@ -837,7 +848,7 @@ int conn_accept(uv_loop_t *loop, uv_stream_t *listener, const struct conn_option
         struct sockaddr_storage sa;
         int len = sizeof sa;
         if (uv_tcp_getpeername(&c->tcp, (struct sockaddr *)&sa, &len) == 0)
-            address_text((struct sockaddr *)&sa, (socklen_t)len, c->peer_text, sizeof c->peer_text);
+            address_take(c, (struct sockaddr *)&sa, (socklen_t)len);
         else
             snprintf(c->peer_text, sizeof c->peer_text, "unknown address");
         tcp_tune(c);
@@ -1045,6 +1056,11 @@ bool conn_peer_uid(struct conn *c, uid_t *uid_r, gid_t *gid_r)
         *gid_r = c->gid;
     }
     return c->have_uid;
+}
+
+bool conn_peer_loopback(struct conn *c)
+{
+    return c->loopback;
 }
 
 const char *conn_peer_text(struct conn *c)

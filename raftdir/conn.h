@@ -67,6 +67,7 @@ void *conn_data(struct conn *c);
 void conn_data_set(struct conn *c, void *data);
 const char *conn_peer_cert(struct conn *c);             /* the peer's certificate name; NULL without one, without TLS or before on_open */
 bool conn_peer_uid(struct conn *c, uid_t *uid_r, gid_t *gid_r); /* Unix sockets */
+bool conn_peer_loopback(struct conn *c);                /* accepted, TCP: the other end is a process of this machine (127.0.0.0/8, ::1) */
 const char *conn_peer_text(struct conn *c);             /* address for logs */
 
 #endif

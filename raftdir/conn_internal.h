@@ -67,6 +67,7 @@ struct conn {
     bool ssl_broken;       /* no more calls for data */
 
     bool have_uid;
+    bool loopback;
     uid_t uid;
     gid_t gid;
     char cert_name[256];

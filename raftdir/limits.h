@@ -140,6 +140,8 @@
 #define MUPDATE_OUT_LEN_MAX (2u << 20)  /* bytes waiting for a slow client; then nothing more is made for it */
 #define MUPDATE_LOGIN_MS 60000          /* to authenticate */
 #define MUPDATE_FAILURES_MAX 3          /* of AUTHENTICATE on one connection */
+#define MUPDATE_FAILURE_DELAY_MS 1000   /* before the answer to one that is refused */
+#define MUPDATE_INFLATE_LEN_MAX (4u << 20) /* what one piece of input may become: deflate makes at most 1,032 bytes of one */
 #define MUPDATE_IDLE_MS (45ull * 60 * 1000) /* RFC 3656, section 3: at least 15 minutes */
 #define MUPDATE_STALL_MS 60000          /* a client that takes nothing of a stream for so long is let go */
 #define MUPDATE_WRITE_MS 8000           /* Cyrus' clients wait 10 s */

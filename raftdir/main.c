@@ -18,6 +18,7 @@
 #include "daemon.h"
 #include "fault.h"
 #include "logger.h"
+#include "sasl_login.h"
 #include "thread_consensus.h"
 #include "thread_readers.h"
 #include "thread_scrub.h"
@@ -25,7 +26,8 @@
 #include "thread_space.h"
 #include "tls.h"
 
-#define STOP_VERIFY_MS 3000
+#define STOP_VERIFY_MS 3000 /* also for logins */
+#define POOL_THREADS 4      /* libuv's own default */
 
 static void usage(FILE *out)
 {
@@ -301,6 +303,22 @@ static int local_readers_admit(struct daemon *d, struct err *err)
     return 0;
 }
 
+/* MUPDATE's logins, if anybody may come that way. */
+static int sasl_start(const struct config *c, struct err *err)
+{
+    if (!*c->mupdate_listen && !*c->mupdate_tls_listen && !*c->mupdate_socket)
+        return 0;
+    return sasl_login_init((const char *const *)c->sasl, c->sasl_n, err);
+}
+
+/* libuv's pool is for name resolution, verify, MUPDATE's lists, and its logins, which may all wait for something slow at once: the others shall find a thread. */
+static void pool_size_set(const struct config *c)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%u", POOL_THREADS + SASL_STEPS_MAX * c->service_threads);
+    setenv("UV_THREADPOOL_SIZE", text, 0);
+}
+
 static void files_limit_raise(void)
 {
     struct rlimit l;
@@ -319,15 +337,15 @@ static void on_walk(uv_handle_t *handle, void *arg)
         uv_close(handle, NULL);
 }
 
-/* Ends the service threads; one that is in the middle of a verify is not waited for longer than STOP_VERIFY_MS. */
+/* Ends the service threads; one that is in the middle of a verify or a login is not waited for longer than STOP_VERIFY_MS. */
 static void services_stop(struct daemon *d)
 {
     atomic_store(&d->services_closing, true);
     uint64_t until = shared_now_ms() + STOP_VERIFY_MS;
-    while (atomic_load(&d->verify_runs) && shared_now_ms() < until)
+    while ((atomic_load(&d->verify_runs) || sasl_login_running()) && shared_now_ms() < until)
         usleep(10000);
-    if (atomic_load(&d->verify_runs)) {
-        logger_line(LOGGER_WARN, "main", "stopped in the middle of a verify");
+    if (atomic_load(&d->verify_runs) || sasl_login_running()) {
+        logger_line(LOGGER_WARN, "main", "stopped in the middle of a %s", atomic_load(&d->verify_runs) ? "verify" : "login");
         _exit(atomic_load(&d->exit_code));
     }
     for (unsigned i = 0; i < d->services_n; i++)
@@ -405,11 +423,18 @@ static int start(struct daemon *d, const char *path, bool check_only)
         goto report;
     }
     if (check_only) {
+        if (sasl_start(d->config, &err) != 0) {
+            fprintf(stderr, "raftdird: %s: %s\n", path, err.text);
+            code = EXIT_CONFIG;
+            goto free_tls;
+        }
+        sasl_login_close();
         printf("%s: in order; node %s, certificate %s\n", path, d->config->node_name, d->cert_name);
         code = EXIT_ORDERLY;
         goto free_tls;
     }
-    if (privileges_drop(d->config, &err) != 0)
+    pool_size_set(d->config);
+    if (privileges_drop(d->config, &err) != 0 || sasl_start(d->config, &err) != 0)
         goto report;
     d->own_uid = geteuid();
     files_limit_raise();
@@ -436,6 +461,7 @@ report:
     logger_line(LOGGER_ERROR, "main", "can't start: %s", err.text);
 close_datadir:
     datadir_close(&d->datadir);
+    sasl_login_close();
 free_tls:
     SSL_CTX_free(d->tls);
     SSL_CTX_free(d->tls_optional);

@@ -8,6 +8,7 @@
 #define RAFTDIR_SRV_H
 #include "daemon.h"
 #include "inbox.h"
+#include "sasl_login.h"
 #include "thread_consensus.h"
 
 #define SRV_TICK_MS 50 /* deadlines and progress are looked at this often */
@@ -57,6 +58,7 @@ struct service {
     struct store_txn *txn;     /* of `store`, reset between uses */
     struct client *clients;
     struct mupdate_session *mupdates;
+    struct sasl_pool logins;      /* of MUPDATE sessions */
     struct srv_wait *waiting, *taken;
     struct srv_stream *runnable;
     _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */

@@ -521,6 +521,8 @@ static void session_look(struct mupdate_session *m, uint64_t now, enum shared_ph
         mupdate_bye(m, "this node is no member of the cluster any more, use another");
     else if (phase == SHARED_STOPPING && !m->busy)
         mupdate_bye(m, "this node is shutting down, use another");
+    else if (!m->busy && !mupdate_auth_holds(m))
+        mupdate_bye(m, "%s has no role here any more", m->access.identity);
     else if (m->auth == MUPDATE_ANONYMOUS && now - m->since_ms > MUPDATE_LOGIN_MS)
         mupdate_bye(m, "too long without login");
     else if (!m->busy && !m->update && now - m->last_ms > MUPDATE_IDLE_MS)

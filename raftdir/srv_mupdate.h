@@ -24,7 +24,7 @@
 #include "log.pb-c.h"
 #include "mupdate_parse.h"
 #include "mupdate_print.h"
-#include "sasl_server.h"
+#include "sasl_login.h"
 #include "srv.h"
 
 /* What others may know of a session; under daemon.mupdate_mutex. */
@@ -77,9 +77,10 @@ struct mupdate_session {
     enum mupdate_auth auth;
     struct access access;
     unsigned rules_generation, failures;
-    char user[IDENTITY_LEN_MAX]; /* of SASL */
-    uid_t uid;
-    struct sasl_server *sasl;
+    char user[IDENTITY_LEN_MAX]; /* AUTHENTICATED: whom SASL named, or the certificate's name */
+    bool by_cert;
+    const char *refusal;         /* what is answered when the delay of a refused login is over */
+    struct sasl_login *sasl;
     struct sasl_step step;
     bool stepping, responding; /* a step is in the pool; the next line is a response */
     struct mupdate_zip *zip;
@@ -153,6 +154,7 @@ void mupdate_compress(struct mupdate_session *m);
 int mupdate_inflate(struct mupdate_session *m, const uint8_t *data, size_t len, struct mupdate_out *to); /* < 0: garbage, or more than a bomb may become */
 void mupdate_deflate(struct mupdate_session *m, const void *data, size_t len, struct mupdate_out *to);
 bool mupdate_may(struct mupdate_session *m, enum access_role role); /* by the rules as they are now; answers itself when not */
+bool mupdate_auth_holds(struct mupdate_session *m); /* false: who it was let in as has no role any more, by the rules as they are now */
 void mupdate_auth_close(struct mupdate_session *m);
 
 /* srv_mupdate_read.c */

@@ -60,7 +60,9 @@ static void test_defaults(void **state)
     assert_int_equal(c->mupdate_socket_mode, 0660);
     assert_false(c->mupdate_plaintext);
     assert_false(c->mupdate_take_over);
-    assert_string_equal(c->mupdate_hostname, "");
+    char name[256] = "";
+    assert_int_equal(gethostname(name, sizeof name - 1), 0);
+    assert_string_equal(c->mupdate_hostname, name);
     assert_int_equal(c->sasl_n, 0);
     config_destroy(&c);
     assert_null(c);
