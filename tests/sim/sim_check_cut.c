@@ -54,6 +54,7 @@ void check_bounded(struct sim_node *n)
     if (hold_len < 2 * keep_len)
         hold_len = 2 * keep_len;
     uint64_t len = 0, left = s->last_index + 1 - s->log_first, idle = 0, idle_len = 0;
+    bool many = left >= keep_entries + keep_entries / 4;
     if (n->failed)
         return;
     for (uint64_t i = s->log_first; i <= s->last_index; i++)
@@ -66,7 +67,7 @@ void check_bounded(struct sim_node *n)
         idle++;
         idle_len += entry_size(n, i);
     }
-    if (idle && (idle >= keep_entries / 4 || idle_len >= keep_len / 4))
+    if (idle && ((many && idle >= keep_entries / 4) || idle_len >= keep_len / 4))
         sim_violation("log bounded", "member %" PRIu64 " keeps entries %" PRIu64 "..%" PRIu64 "; its state was durable up to %" PRIu64 ": %" PRIu64 " too many", n->id,
                       s->log_first, s->last_index, n->synced_before, idle);
 }

@@ -178,8 +178,12 @@ static void connect(struct event *ev)
     }
     if (f->reader && chance(700) && can_send(f->from, n, 0)) { /* the sender keeps the snapshot for a while */
         const Raftdir__Image__Position *at = image_writer_position(f->writer);
-        if (image_reader_seek(f->reader, at, &err))
-            sim_violation("image", "member %" PRIu64 " can't go on with its own image: %s", f->from_id, err.text);
+        if (image_reader_seek(f->reader, at, &err)) {
+            if (!f->damaged) /* else it may have been the header's number of the image */
+                sim_violation("image", "member %" PRIu64 " can't go on with its own image: %s", f->from_id, err.text);
+            again(n, err.text);
+            return;
+        }
         TRACE("image: %" PRIu64 " goes on at member %" PRIu64, n->id, f->from_id);
         f->connected = true;
         if (header(n))
