@@ -305,7 +305,8 @@ static size_t take(struct mupdate_session *m, char *data, size_t len, bool *agai
     m->taking = true;
     for (unsigned n = 0; at < len && !stop && !part && may_take(m); n++) {
         uint64_t commands = m->commands;
-        m->verb = NULL;
+        if (!m->busy) /* a response belongs to the command before */
+            m->verb = NULL;
         size_t taken = take_one(m, data + at, len - at);
         part = taken == 0;
         at += taken;
