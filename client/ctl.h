@@ -142,6 +142,7 @@ int ctl_import(struct ctl *c);
 int ctl_export(struct ctl *c);
 int ctl_verify(struct ctl *c);
 int ctl_compact(struct ctl *c);
+int ctl_mupdate_sessions(struct ctl *c);
 int ctl_barrier(struct ctl *c);
 int ctl_watch(struct ctl *c);
 int ctl_cluster_bootstrap(struct ctl *c);

@@ -65,6 +65,13 @@ static json_t *status_json(const struct raftdir_node_status *s, const char *endp
     json_object_set_new(o, "watchers", json_integer(s->watchers));
     json_object_set_new(o, "scrub_age_s", s->scrub_age_s < 0 ? json_null() : json_integer(s->scrub_age_s));
     json_object_set_new(o, "image", *s->fetching.phase ? image_json(&s->fetching) : json_null());
+    json_t *mupdate = s->mupdate_listening < 0 ? json_null() : json_object();
+    if (s->mupdate_listening >= 0) {
+        json_object_set_new(mupdate, "listening", json_boolean(s->mupdate_listening));
+        json_object_set_new(mupdate, "why_not", s->mupdate_listening ? json_null() : ctl_string(s->mupdate_why_not));
+        json_object_set_new(mupdate, "sessions", json_integer(s->mupdate_sessions));
+    }
+    json_object_set_new(o, "mupdate", mupdate);
     json_t *sending = json_array(), *alarms = json_array();
     for (size_t i = 0; i < s->sending_n; i++)
         json_array_append_new(sending, image_json(&s->sending[i]));
@@ -83,6 +90,8 @@ static json_t *status_json(const struct raftdir_node_status *s, const char *endp
 static void cares(FILE *out, const struct raftdir_node_status *s)
 {
     char bytes[32];
+    if (s->mupdate_listening == 0 && s->node_id && !*s->failure)
+        fprintf(out, "  %s: takes no MUPDATE connections: %s\n", s->node_name, s->mupdate_why_not);
     for (size_t i = 0; i < s->alarms_n; i++)
         fprintf(out, "  %s: %s\n", s->node_name, s->alarms[i]);
     for (size_t i = 0; i <= s->sending_n; i++) {

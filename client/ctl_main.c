@@ -69,6 +69,8 @@ const struct ctl_command ctl_commands[] = {
     {"watch", ctl_watch, 0, 0, "", "changes as they happen, one a line", "prefix,server,partition,from,limit,reserved",
      "  Each line begins with the position behind the event; --from POSITION goes on there, at any node, and tells nothing twice. To begin with what is there:\n"
      "  `raftdirctl list --json` ends with its position. --limit N: end after N events. Exit code 1: the events from there on are no longer kept.\n"},
+    {"mupdate sessions", ctl_mupdate_sessions, 0, 0, "", "who is connected to the nodes' MUPDATE listeners", "",
+     "  BEHIND: log entries published since what an updating session was sent last. QUEUED: bytes that wait for it. Exit code 3 when a node didn't answer.\n"},
     {"compact", ctl_compact, 0, 1, "[NODE]", "a node moves to a fresh copy of its state", "",
      "  NODE: a name or id; default: the node that is asked. The file of the state never shrinks by itself: this gives the disk back what is free inside.\n"},
     {"barrier", ctl_barrier, 0, 1, "[INDEX]", "wait until the node has what is done by now, or INDEX", "", NULL},

@@ -114,6 +114,9 @@ int raftdir_status(raftdir *d, const struct raftdir_node_status **status_r)
         .sending = d->sending,
         .alarms_n = s->n_alarms,
         .alarms = (const char *const *)s->alarms,
+        .mupdate_listening = !s->has_mupdate_listening ? -1 : s->mupdate_listening != 0,
+        .mupdate_why_not = or_empty(s->mupdate_why_not),
+        .mupdate_sessions = s->mupdate_sessions,
     };
     for (size_t i = 0; i < d->status.sending_n; i++)
         d->sending[i] = image_from(s->sending[i]);

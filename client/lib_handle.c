@@ -173,6 +173,7 @@ void raftdir_close(raftdir **dp)
         raftdir__client__from_node__free_unpacked(d->kept, NULL);
     free(d->result_ops);
     free(d->member_list);
+    lib_sessions_free(d);
     free(d->checkpoints);
     free(d->software);
     free(d);

@@ -206,6 +206,10 @@ struct raftdir {
     struct raftdir_members members;
     struct raftdir_member *member_list;
     struct raftdir_verify_result verify;
+    Raftdir__Client__FromNode **session_frames; /* whose strings mupdate_session_list has */
+    size_t session_frames_n;
+    struct raftdir_mupdate_session *mupdate_session_list;
+    struct raftdir_mupdate_sessions mupdate_sessions;
     struct raftdir_checkpoint *checkpoints;
 };
 
@@ -216,6 +220,7 @@ uint64_t lib_now_ms(void);
 bool lib_sized(void *own, size_t own_size, const void *given, size_t given_size);
 int lib_random(void *buf, size_t len, struct err *err);
 /* The start of every public function: right process, not within a callback, error cleared. */
+void lib_sessions_free(struct raftdir *d); /* lib_mupdate.c */
 int lib_enter(struct raftdir *d);
 /* ... that callbacks may call. */
 int lib_enter_callback(struct raftdir *d);

@@ -497,6 +497,9 @@ struct raftdir_node_status {
     const char *const *alarms; /* what an operator should look at */
     size_t members_n;
     const struct raftdir_member *members; /* the configuration that this node knows */
+    int mupdate_listening;           /* it takes MUPDATE connections: 1; 0: not now; -1: its configuration names no address for them */
+    const char *mupdate_why_not;     /* with 0; else "" */
+    uint32_t mupdate_sessions;
 };
 /* Of the node that answers (raftdir_use_endpoint chooses). Any role. */
 RAFTDIR_API int raftdir_status(raftdir *d, const struct raftdir_node_status **status_r);
@@ -537,6 +540,28 @@ RAFTDIR_API int raftdir_reset(raftdir *d, uint64_t cluster_id, uint64_t node_id)
 /* The chosen node moves to a fresh copy of its state, beside the running one, so that the disk gets back what is free inside. Returns when that has begun, or is under way already;
  * raftdir_status has its progress (fetching, with the node's own id as member). RAFTDIR_EBUSY: not at the moment, try again; RAFTDIR_ENOSPC: no room. */
 RAFTDIR_API int raftdir_compact(raftdir *d);
+
+/* Who is connected to the MUPDATE listeners of the node that answers (raftdir_use_endpoint chooses). */
+struct raftdir_mupdate_session {
+    const char *peer;          /* its address */
+    const char *identity;      /* "sasl:USER", "cert:NAME", "unix:UID", "noauth:loopback"; another text before that is known */
+    const char *role, *server; /* server: whose locations it has written or listed; "": not known */
+    const char *doing;         /* "login", "idle", "update", or the command that is worked on */
+    int tls, compressed;
+    int updating;              /* gets every change: a frontend */
+    uint64_t connected_ms;     /* ago */
+    uint64_t quiet_ms;         /* since its last command */
+    uint64_t commands, rows, bytes; /* rows and bytes: sent */
+    uint64_t behind;           /* updating: log entries published since what it was sent last; most of them may not concern it */
+    uint64_t queued;           /* bytes that wait for it at the node */
+};
+struct raftdir_mupdate_sessions {
+    int listening;
+    const char *why_not;       /* why it takes no connections; "" */
+    size_t n;
+    const struct raftdir_mupdate_session *list;
+};
+RAFTDIR_API int raftdir_mupdate_sessions(raftdir *d, const struct raftdir_mupdate_sessions **sessions_r);
 
 struct raftdir_checkpoint {
     uint64_t index;

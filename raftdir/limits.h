@@ -150,6 +150,7 @@
 #define MUPDATE_STALE_MS 5000           /* a node whose state may be older takes no new connections: clients go on to the next address */
 #define MUPDATE_FRESH_MS 1000           /* after that it takes connections again when its state was at most so old for as long */
 #define MUPDATE_NOTSENT_LEN (256u << 10) /* waits in the kernel for a slow client */
+#define MUPDATE_VIEW_ROWS 512           /* sessions in one frame of `raftdirctl mupdate sessions`: a frame is at most CLIENT_FRAME_LEN_MAX */
 #define MUPDATE_SNAPSHOTS_MAX 64        /* lists that hold a snapshot of the state, at one node; others wait their turn */
 #define MUPDATE_SNAPSHOT_LEN (256u << 10) /* rows are made in pieces of this length */
 

@@ -244,6 +244,7 @@ static enum access_role role_wanted(const Raftdir__Client__ToNode *m)
     case RAFTDIR__CLIENT__TO_NODE__BODY_ADOPT:
     case RAFTDIR__CLIENT__TO_NODE__BODY_RESET:
     case RAFTDIR__CLIENT__TO_NODE__BODY_COMPACT:
+    case RAFTDIR__CLIENT__TO_NODE__BODY_MUPDATE_SESSIONS:
         return ACCESS_ADMIN;
     default:
         return ACCESS_READ;
@@ -256,7 +257,7 @@ bool srv_phase_allows(struct request *r)
     int body = (int)r->msg->body_case;
     shared_view_get(&r->service->d->shared, &view);
     bool makes = body == RAFTDIR__CLIENT__TO_NODE__BODY_BOOTSTRAP || body == RAFTDIR__CLIENT__TO_NODE__BODY_ADOPT;
-    if (body == RAFTDIR__CLIENT__TO_NODE__BODY_STATUS || body == RAFTDIR__CLIENT__TO_NODE__BODY_HELLO)
+    if (body == RAFTDIR__CLIENT__TO_NODE__BODY_STATUS || body == RAFTDIR__CLIENT__TO_NODE__BODY_HELLO || body == RAFTDIR__CLIENT__TO_NODE__BODY_MUPDATE_SESSIONS)
         return true;
     switch (view.phase) {
     case SHARED_UNCONFIGURED:
@@ -351,6 +352,9 @@ static void dispatch(struct request *r)
         break;
     case RAFTDIR__CLIENT__TO_NODE__BODY_STATUS:
         srv_status(r);
+        break;
+    case RAFTDIR__CLIENT__TO_NODE__BODY_MUPDATE_SESSIONS:
+        srv_mupdate_sessions(r);
         break;
     case RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP:
     case RAFTDIR__CLIENT__TO_NODE__BODY_LIST:

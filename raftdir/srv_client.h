@@ -8,6 +8,7 @@
  * srv_client_write.c   writes: role, check, packing, outcome
  * srv_client_admin.c   member, bootstrap, adopt, reset, verify
  * srv_client_status.c  status
+ * srv_client_mupdate.c MUPDATE's sessions
  *
  * A request is in exactly one state and, apart from CALL and VERIFY, dies with its connection; those two are somebody else's until they come back. */
 #ifndef RAFTDIR_SRV_CLIENT_H
@@ -137,6 +138,7 @@ void srv_make_begin(struct request *r); /* bootstrap, adopt */
 void srv_make_done(struct request *r);
 void srv_reset_begin(struct request *r);
 void srv_verify_begin(struct request *r);
+void srv_mupdate_sessions(struct request *r); /* srv_client_mupdate.c */
 void srv_verify_unwanted(struct request *r); /* nobody waits for it any more: it ends soon */
 void srv_verify_progress(struct service *s);
 

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "srv_client.h"
+#include "srv_mupdate.h"
 
 static const char *state_text(const struct shared_view *v)
 {
@@ -170,6 +171,12 @@ void srv_status(struct request *r)
     s.watchers = atomic_load(&d->watchers);
     s.has_uptime_ms = true;
     s.uptime_ms = shared_now_ms() - d->started_ms;
+    char why_not[sizeof d->mupdate_why_not];
+    s.has_mupdate_listening = s.has_mupdate_sessions = mupdate_listen_wanted(d->config);
+    s.mupdate_listening = mupdate_listen_state(d, why_not, sizeof why_not);
+    s.mupdate_sessions = atomic_load(&d->mupdates);
+    if (s.has_mupdate_listening && !s.mupdate_listening)
+        s.mupdate_why_not = why_not;
     if (view.phase == SHARED_FAILED || view.phase == SHARED_REMOVED)
         s.failure = details->failure;
     if (view.cluster_id) {

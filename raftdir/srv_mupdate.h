@@ -125,6 +125,9 @@ struct mupdate_session {
 /* srv_mupdate_listen.c */
 void mupdate_listen_look(struct service *s, uint64_t now);
 void mupdate_listen_close(struct service *s, const char *why);
+bool mupdate_listen_wanted(const struct config *c); /* the configuration names an address */
+/* Does this node take connections? Why not, else "". Any thread. */
+bool mupdate_listen_state(struct daemon *d, char *why_not_r, size_t size);
 
 /* srv_mupdate.c */
 void mupdate_accept(struct srv_listener *l, bool local, bool tls);

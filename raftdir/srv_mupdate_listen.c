@@ -41,7 +41,7 @@ static bool may_serve(struct service *s, uint64_t now, char *why_r, size_t size)
     return !*why_r;
 }
 
-static bool any_address(const struct config *c)
+bool mupdate_listen_wanted(const struct config *c)
 {
     return *c->mupdate_listen || *c->mupdate_tls_listen || *c->mupdate_socket;
 }
@@ -57,6 +57,14 @@ static int listen_all(struct service *s, struct err *err)
     if (rc == 0 && s->number == 0 && *c->mupdate_socket && !s->mupdate_pipe.open)
         rc = srv_listen_pipe(&s->mupdate_pipe, "mupdate_socket", c->mupdate_socket, c->mupdate_socket_mode, err);
     return rc;
+}
+
+bool mupdate_listen_state(struct daemon *d, char *why_not_r, size_t size)
+{
+    pthread_mutex_lock(&d->mupdate_mutex);
+    snprintf(why_not_r, size, "%s", d->mupdate_why_not);
+    pthread_mutex_unlock(&d->mupdate_mutex);
+    return atomic_load(&d->mupdate_listens);
 }
 
 static void why_not_set(struct daemon *d, const char *why)
@@ -107,7 +115,7 @@ void mupdate_listen_look(struct service *s, uint64_t now)
 {
     char why[128] = "the daemon stops";
     bool open = is_open(s);
-    if (!any_address(s->d->config))
+    if (!mupdate_listen_wanted(s->d->config))
         return;
     bool may = !s->stopping && may_serve(s, now, why, sizeof why) && (s->number == 0 || atomic_load(&s->d->mupdate_listens));
     if (may)
@@ -149,7 +157,7 @@ int srv_mupdate_start(struct service *s, struct err *err)
     s->mupdate_pipe = (struct srv_listener){.service = s, .take = take_pipe};
     if (s->number != 0)
         return 0;
-    why_not_set(s->d, any_address(c) ? "the daemon starts" : "the configuration names no address for it (mupdate_listen, mupdate_tls_listen, mupdate_socket)");
+    why_not_set(s->d, mupdate_listen_wanted(c) ? "the daemon starts" : "the configuration names no address for it (mupdate_listen, mupdate_tls_listen, mupdate_socket)");
     if (*c->mupdate_listen)
         rc = srv_listen_probe("mupdate_listen", c->mupdate_listen, err);
     if (rc == 0 && *c->mupdate_tls_listen)
