@@ -19,9 +19,9 @@ static void deliver(struct inbox *inbox)
         inbox->on_messages(inbox, list);
 }
 
-static void on_async(uv_async_t *async)
+static void on_wake(struct wake *w)
 {
-    deliver(async->data);
+    deliver(w->data);
 }
 
 int inbox_init(struct inbox *inbox, uv_loop_t *loop, void (*on_messages)(struct inbox *, struct inbox_msg *), void *data)
@@ -29,12 +29,11 @@ int inbox_init(struct inbox *inbox, uv_loop_t *loop, void (*on_messages)(struct 
     int rc = uv_mutex_init(&inbox->mutex);
     if (rc != 0)
         return rc;
-    rc = uv_async_init(loop, &inbox->async, on_async);
+    rc = wake_init(&inbox->wake, loop, on_wake, inbox);
     if (rc != 0) {
         uv_mutex_destroy(&inbox->mutex);
         return rc;
     }
-    inbox->async.data = inbox;
     inbox->head = NULL;
     inbox->tail = &inbox->head;
     inbox->closed = false;
@@ -47,22 +46,21 @@ int inbox_init(struct inbox *inbox, uv_loop_t *loop, void (*on_messages)(struct 
 bool inbox_push(struct inbox *inbox, struct inbox_msg *msg)
 {
     uv_mutex_lock(&inbox->mutex);
-    bool open = !inbox->closed;
+    bool open = !inbox->closed, first = open && !inbox->head;
     if (open) {
-        bool first = !inbox->head;
         msg->next = NULL;
         *inbox->tail = msg;
         inbox->tail = &msg->next;
-        if (first)
-            uv_async_send(&inbox->async); /* under the mutex: the handle can't be closed meanwhile */
     }
     uv_mutex_unlock(&inbox->mutex);
+    if (first)
+        wake_send(&inbox->wake); /* without the mutex, which the loop wants at once */
     return open;
 }
 
-static void on_async_closed(uv_handle_t *handle)
+static void on_wake_closed(uv_handle_t *handle)
 {
-    struct inbox *inbox = handle->data;
+    struct inbox *inbox = ((struct wake *)handle->data)->data;
     if (inbox->on_closed)
         inbox->on_closed(inbox);
 }
@@ -77,10 +75,11 @@ void inbox_close(struct inbox *inbox, void (*on_closed)(struct inbox *))
         return;
     inbox->on_closed = on_closed;
     deliver(inbox);
-    uv_close((uv_handle_t *)&inbox->async, on_async_closed);
+    uv_close((uv_handle_t *)&inbox->wake.poll, on_wake_closed);
 }
 
 void inbox_destroy(struct inbox *inbox)
 {
+    wake_destroy(&inbox->wake);
     uv_mutex_destroy(&inbox->mutex);
 }

@@ -5,13 +5,14 @@
 #define RAFTDIR_INBOX_H
 #include <stdbool.h>
 #include <uv.h>
+#include "wake.h"
 
 struct inbox_msg {
     struct inbox_msg *next;
 };
 struct inbox {
     uv_mutex_t mutex;
-    uv_async_t async;
+    struct wake wake;
     struct inbox_msg *head, **tail;
     bool closed;
     void (*on_messages)(struct inbox *inbox, struct inbox_msg *list);

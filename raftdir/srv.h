@@ -49,7 +49,7 @@ struct service {
     uv_loop_t loop;
     uv_thread_t thread;
     struct inbox inbox;
-    uv_async_t publication;
+    struct wake publication;
     struct srv_listener client_tcp, client_pipe, mupdate_tcp, mupdate_tls, mupdate_pipe;
     uv_timer_t tick;
     uv_idle_t turn;            /* active while a stream may go on */
@@ -64,7 +64,9 @@ struct service {
     _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */
     uint64_t silent_ms;           /* when silent clients were last looked for */
     unsigned calls, verifies;     /* requests that are somebody else's now */
-    unsigned works;               /* work in libuv's pool that belongs to MUPDATE sessions */
+    unsigned works;               /* work that belongs to MUPDATE sessions: in libuv's pool, or the lister's */
+    struct worker *lister;        /* makes their text; NULL: none was wanted yet */
+    struct inbox lists_made;      /* what it has made */
     unsigned lists;               /* MUPDATE lists that hold a snapshot */
     struct mupdate_list *lists_waiting; /* those that wait for their turn, in order */
     bool mupdate_opened;          /* its listeners were open before: from now on only after MUPDATE_FRESH_MS of a fresh state */

@@ -6,7 +6,7 @@
  * srv_mupdate_write.c   RESERVE, ACTIVATE, DEACTIVATE, DELETE
  * srv_mupdate_undo.c    takes back what a client can only believe to have failed
  * srv_mupdate_read.c    FIND, NOOP: levels, "not there" against "can't tell"
- * srv_mupdate_list.c    LIST and the first part of UPDATE: rows of a snapshot, made in libuv's pool
+ * srv_mupdate_list.c    LIST and the first part of UPDATE: rows of a snapshot, made by a thread of its own
  * srv_mupdate_update.c  the rest of UPDATE: changes as they are published
  * srv_mupdate_view.c    who is connected, for `raftdirctl mupdate sessions`
  *
@@ -200,6 +200,7 @@ void mupdate_undo(struct mupdate_session *m, const struct mupdate_undo_plan *pla
 void mupdate_list(struct mupdate_session *m);
 /* Rows of one snapshot of a confirmed state to the client, tagged with the command's tag; then done(m, index of the snapshot), or the session has ended. servers: only theirs; n 0: all. */
 void mupdate_rows(struct mupdate_session *m, const struct mupdate_word *servers, unsigned n, const char *prefix, void (*done)(struct mupdate_session *m, uint64_t index));
+void srv_mupdate_lists_made(struct inbox *inbox, struct inbox_msg *list); /* the service's lists_made: the lister has worked */
 void mupdate_list_drained(struct mupdate_session *m);
 void mupdate_list_close(struct mupdate_session *m); /* the connection is gone */
 

@@ -1,7 +1,10 @@
 /* srv_mupdate_list.c - LIST, and the list that an UPDATE begins with: see srv_mupdate.h; mupdate_snapshot.c makes the text.
  *
- * Happy path: a majority confirms the state (mupdate_linearize); a snapshot in a read transaction of its own; libuv's pool makes pieces of MUPDATE_SNAPSHOT_LEN of it, the loop sends them
- * while the client takes them: one is made while another is sent. The loop itself never walks through the state, and sends a slice a turn, round robin with other streams.
+ * Happy path: a majority confirms the state (mupdate_linearize); a snapshot in a read transaction of its own; the service's lister, a thread of low priority, makes pieces of
+ * MUPDATE_SNAPSHOT_LEN of it, the loop sends them while the client takes them: one is made while another is sent. The loop itself never walks through the state, and sends a slice a turn, round
+ * robin with other streams.
+ * Not in libuv's pool: there logins and name resolution would wait behind lists, all of them behind a process that was stopped while it took a reader's slot (thread_readers.c), and
+ * its threads can't have a priority of their own.
  * The snapshot is let go of with the last piece made, before the client has it all.
  *
  * Bounded: MUPDATE_SNAPSHOTS_MAX lists of a node hold a snapshot, each service thread has its share of them; others wait their turn, in order. A list costs two pieces and what the
@@ -10,17 +13,22 @@
  * Ends with `* BYE`, and the client connects again: it takes less than LIST_PACE_LEN in MUPDATE_STALL_MS; the state's file has grown by state_growth since the snapshot, which keeps old pages from
  * being used again; another state has taken the place of the one that is read (an image, a reset, a copy), or this one failed; a record is damaged (the node fails, and what was
  * sent has no OK behind it).
- * The connection goes: nothing more is made; the piece that the pool works on ends first, and then the session is freed. */
+ * The connection goes: nothing more is made; the piece that the lister works on ends first, and then the session is freed. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <utlist.h>
 #include "logger.h"
 #include "mupdate_snapshot.h"
 #include "srv_mupdate.h"
+#include "worker.h"
 
 #define LIST_LOOK_MS 250                     /* how often the bounds are looked at */
 #define LIST_PACE_LEN (MUPDATE_SNAPSHOT_LEN) /* what a client takes in MUPDATE_STALL_MS at the least */
 #define LIST_SLICE_LEN (64u << 10)           /* sent in one turn */
+#define LISTER_NICE 5                        /* lookups and writes go first where processors are short */
 
 struct piece {
     struct mupdate_out text;
@@ -45,8 +53,9 @@ struct mupdate_list {
     bool next_there;           /* `next_piece` is made */
     bool made;                 /* and it, or `ready`, is the last */
 
-    /* The pool's while it works. */
-    uv_work_t work;
+    /* The lister's while it works. */
+    struct worker_item work;
+    struct inbox_msg worked;
     bool working, gone;        /* gone: the session lets go of it when the work has ended */
     _Atomic bool stop;
     struct mupdate_snapshot *rows;
@@ -77,7 +86,7 @@ static void snapshot_end(struct mupdate_list *l)
     turns_give(l->service);
 }
 
-/* Not while the pool works on it. */
+/* Not while the lister works on it. */
 static void list_free(struct mupdate_list *l)
 {
     if (l->waiting)
@@ -96,7 +105,7 @@ void mupdate_list_close(struct mupdate_session *m)
     struct mupdate_list *l = m->list;
     if (!l)
         return;
-    if (l->working) { /* m->list stays, and with it the session, until the pool has ended */
+    if (l->working) { /* m->list stays, and with it the session, until the lister is done with it */
         l->gone = true;
         atomic_store(&l->stop, true);
         srv_stream_stop(&l->stream);
@@ -115,12 +124,30 @@ static void give_up(struct mupdate_list *l, const char *why)
     mupdate_bye(m, "%s", why);
 }
 
-/* --- In the pool ---------------------------------------------------------------------------------------------------------------------- */
+/* --- The lister ----------------------------------------------------------------------------------------------------------------------- */
 
-static void on_work(uv_work_t *work)
+static struct worker_item *lister_last(void *data, struct worker_item *first)
 {
-    struct mupdate_list *l = work->data;
+    (void)data;
+    return first;
+}
+
+static bool lister_run(void *data, struct worker_item *item)
+{
+    static _Thread_local bool lowered;
+    struct service *s = data;
+    struct mupdate_list *l = (struct mupdate_list *)((char *)item - offsetof(struct mupdate_list, work));
+    if (!lowered)
+        lowered = setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), LISTER_NICE) == 0; /* where it can't, lists take what they need */
     l->rc = mupdate_snapshot_piece(l->rows, MUPDATE_SNAPSHOT_LEN, &l->stop, &l->next_piece.text, &l->next_piece.rows, &l->err);
+    inbox_push(&s->lists_made, &l->worked); /* open while there is work: thread_service.c */
+    return true;
+}
+
+static int lister_start(struct service *s, struct err *err)
+{
+    struct worker_ops ops = {.data = s, .name = "lister", .drain = true, .last = lister_last, .run = lister_run};
+    return s->lister ? 0 : worker_start(&ops, &s->lister, err);
 }
 
 /* --- On the loop ---------------------------------------------------------------------------------------------------------------------- */
@@ -147,11 +174,9 @@ static void pieces_move(struct mupdate_list *l)
         work_begin(l);
 }
 
-static void on_worked(uv_work_t *work, int status)
+static void on_worked(struct mupdate_list *l)
 {
-    struct mupdate_list *l = work->data;
     struct mupdate_session *m = l->m;
-    (void)status;
     l->service->works--;
     l->working = false;
     if (l->gone) {
@@ -175,12 +200,21 @@ static void on_worked(uv_work_t *work, int status)
     resume(l);
 }
 
+void srv_mupdate_lists_made(struct inbox *inbox, struct inbox_msg *list)
+{
+    (void)inbox;
+    while (list) {
+        struct mupdate_list *l = (struct mupdate_list *)((char *)list - offsetof(struct mupdate_list, worked));
+        list = list->next;
+        on_worked(l);
+    }
+}
+
 static void work_begin(struct mupdate_list *l)
 {
     l->working = true;
     l->service->works++;
-    l->work.data = l;
-    uv_queue_work(&l->service->loop, &l->work, on_work, on_worked); /* fails only without a callback */
+    worker_push(l->service->lister, &l->work);
 }
 
 static void all_sent(struct mupdate_list *l)
@@ -258,6 +292,11 @@ static void begin(struct mupdate_list *l)
     l->waiting = false;
     l->holds = true;
     s->lists++;
+    struct err err = {0};
+    if (lister_start(s, &err) != 0) {
+        give_up(l, err.text);
+        return;
+    }
     l->store = daemon_store(s->d, &l->store_generation);
     if (!l->store) {
         give_up(l, "this node has no state that it may serve: ask another node");

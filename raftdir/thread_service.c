@@ -8,6 +8,7 @@
 #include "logger.h"
 #include "srv_client.h"
 #include "srv_mupdate.h"
+#include "worker.h"
 
 static void on_messages(struct inbox *inbox, struct inbox_msg *list)
 {
@@ -20,15 +21,15 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
     }
 }
 
-static void on_publication(uv_async_t *async)
+static void on_publication(struct wake *w)
 {
-    srv_wait_published(async->data);
+    srv_wait_published(w->data);
 }
 
 void service_published(struct service *s, uint64_t index)
 {
     if (atomic_load(&s->waiting_for) <= index)
-        uv_async_send(&s->publication);
+        wake_send(&s->publication);
 }
 
 static void close_begin(struct service *s);
@@ -57,7 +58,8 @@ static void close_begin(struct service *s)
 {
     s->closed = true;
     inbox_close(&s->inbox, NULL);
-    uv_close((uv_handle_t *)&s->publication, NULL);
+    inbox_close(&s->lists_made, NULL);
+    uv_close((uv_handle_t *)&s->publication.poll, NULL);
     uv_close((uv_handle_t *)&s->tick, NULL);
     uv_close((uv_handle_t *)&s->turn, NULL);
 }
@@ -123,11 +125,12 @@ int service_create(struct daemon *d, unsigned number, struct service **service_r
     s->d = d;
     s->number = number;
     atomic_store(&s->waiting_for, UINT64_MAX);
-    if (uv_loop_init(&s->loop) != 0 || inbox_init(&s->inbox, &s->loop, on_messages, s) != 0 || uv_async_init(&s->loop, &s->publication, on_publication) != 0)
+    if (uv_loop_init(&s->loop) != 0 || inbox_init(&s->inbox, &s->loop, on_messages, s) != 0 || inbox_init(&s->lists_made, &s->loop, srv_mupdate_lists_made, s) != 0 ||
+        wake_init(&s->publication, &s->loop, on_publication, s) != 0)
         mem_exhausted("service loop");
     uv_timer_init(&s->loop, &s->tick);
     uv_idle_init(&s->loop, &s->turn);
-    s->publication.data = s->tick.data = s->turn.data = s;
+    s->tick.data = s->turn.data = s;
     int rc = listen_clients(s, err);
     if (rc == 0)
         rc = srv_mupdate_start(s, err);
@@ -144,6 +147,7 @@ static void run(void *arg)
     struct service *s = arg;
     uv_timer_start(&s->tick, on_tick, SRV_TICK_MS, SRV_TICK_MS);
     uv_run(&s->loop, UV_RUN_DEFAULT);
+    worker_stop(&s->lister);
     srv_store_drop(s, true); /* a read transaction is this thread's */
 }
 
@@ -168,5 +172,7 @@ void service_destroy(struct service **service)
     uv_run(&s->loop, UV_RUN_DEFAULT);
     uv_loop_close(&s->loop);
     inbox_destroy(&s->inbox);
+    inbox_destroy(&s->lists_made);
+    wake_destroy(&s->publication);
     free(s);
 }
