@@ -275,13 +275,13 @@ static int code_of(int rc)
     case SASL_NOMECH:
     case SASL_BADPROT:
     case SASL_BADPARAM:
+    case SASL_TOOWEAK: /* not allowed on this connection */
+    case SASL_ENCRYPT:
         return RAFTDIR_EPROTO;
     case SASL_BADAUTH:
     case SASL_NOAUTHZ:
     case SASL_NOUSER:
     case SASL_NOVERIFY:
-    case SASL_TOOWEAK:
-    case SASL_ENCRYPT:
     case SASL_TRANS:
     case SASL_EXPIRED:
     case SASL_DISABLED:
@@ -366,8 +366,8 @@ static int step_run(struct sasl_login *l, struct sasl_step *step)
     } else if (rc == SASL_OK) {
         rc = user_take(l, step);
     } else {
-        const char *detail = sasl_errdetail(l->conn);
-        rc = err_set(&step->err, code_of(rc), "%s", rc != SASL_NOMECH && detail && *detail ? detail : sasl_errstring(rc, NULL, NULL));
+        const char *detail = sasl_errdetail(l->conn), *text = rc != SASL_NOMECH && detail && *detail ? detail : sasl_errstring(rc, NULL, NULL);
+        rc = err_set(&step->err, code_of(rc), "%.*s", (int)strcspn(text, "\r\n"), text);
     }
 free_in:
     wipe_free(in, in_len);

@@ -35,7 +35,7 @@ struct sasl_step {
     size_t in_len;
     void (*done)(struct sasl_step *step); /* on the loop's thread, once, later */
     /* out: */
-    int code;      /* 0: authenticated; RAFTDIR_EAGAIN: send `out` and take a response; RAFTDIR_EAUTH: refused; RAFTDIR_EPROTO: no base64, no such mechanism, cancelled; RAFTDIR_EUNAVAIL: can't tell */
+    int code;      /* 0: authenticated; RAFTDIR_EAGAIN: send `out` and take a response; RAFTDIR_EAUTH: refused; RAFTDIR_EPROTO: no base64, no such mechanism here, cancelled; RAFTDIR_EUNAVAIL: can't tell */
     struct err err;        /* for the log: may say more than the client should know */
     const char *out;       /* base64, with EAGAIN. Lives until the next step */
     char user[IDENTITY_LEN_MAX]; /* with 0: the authorization identity, canonical */

@@ -223,7 +223,7 @@ static void on_step(struct sasl_step *step)
     else if (step->code == RAFTDIR_EUNAVAIL)
         failed(m, true, "can't check who you are, try again later");
     else
-        failed(m, false, "no such mechanism here, or not a response that it takes");
+        failed(m, false, step->err.text); /* about the form alone */
 }
 
 static void step(struct mupdate_session *m, const char *mechanism, const char *in, size_t len)
