@@ -53,7 +53,8 @@ const char *murder_message(void);
 
 /* What a server does between connect and disconnect. Zeroed is a fresh one; end it with murder_session_end. */
 struct murder_session {
-    struct raftdir_mailbox *deleted; /* by the last DELETE, until the next verb shows whether it was the beginning of a rename */
+    struct raftdir_mailbox *deleted; /* by the last DELETE, until the next verb shows whether it was the beginning of a rename: RESERVE */
+    bool renaming;
 };
 void murder_session_end(struct murder_session *s);
 

@@ -32,6 +32,7 @@ static void forget(struct murder_session *s)
 {
     raftdir_mailbox_free(s->deleted);
     s->deleted = NULL;
+    s->renaming = false;
 }
 
 void murder_session_end(struct murder_session *s)
@@ -54,6 +55,7 @@ static void put_back(struct murder_session *s)
     if (!m)
         return;
     s->deleted = NULL;
+    s->renaming = false;
     char why[MURDER_TEXT_LEN];
     keep_message(why);
     enum murder_result result = MURDER_UNSURE;
@@ -83,6 +85,7 @@ static void put_back(struct murder_session *s)
 
 enum murder_result murder_reserve(struct murder_session *s, const char *name, const char *location)
 {
+    s->renaming = s->deleted != NULL;
     struct murder_location at;
     if (!murder_location_parse(location, &at))
         return MURDER_REFUSED;
@@ -120,6 +123,8 @@ static int activate(raftdir *d, raftdir_batch *b, const struct raftdir_mailbox *
 
 enum murder_result murder_activate(struct murder_session *s, const char *name, const char *location, const char *acl)
 {
+    if (!s->renaming) /* ctl_mboxlist -m: it deletes one, and activates another, which has nothing to do with it */
+        forget(s);
     struct murder_location at;
     if (!murder_location_parse(location, &at))
         return MURDER_REFUSED;

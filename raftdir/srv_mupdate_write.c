@@ -498,7 +498,8 @@ static void activate(struct mupdate_session *m)
 
 void mupdate_activate(struct mupdate_session *m)
 {
-    m->renaming = m->deleted != NULL;
+    if (!m->renaming) /* ctl_mboxlist -m: it deletes one, and activates another, which has nothing to do with it */
+        deleted_forget(m);
     write_begin(m, activate);
 }
 

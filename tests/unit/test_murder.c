@@ -113,7 +113,7 @@ static void locations(void **state)
 static void unsure(void)
 {
     const struct raftdir_mailbox *m;
-    struct murder_session s = {NULL};
+    struct murder_session s = {0};
     int stopped;
     assert_int_equal(murder_find("user.x", &m), MURDER_UNSURE);
     assert_null(m);
@@ -218,6 +218,46 @@ static void uncertain_delete(void **state)
     support_dir_remove(dir);
 }
 
+/* A directory that deletes "user.x", and refuses to activate anything. */
+static void answer_refusing(struct fake *f, unsigned conn, const Raftdir__Client__ToNode *m)
+{
+    if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_LOOKUP) {
+        fake_row(f, conn, m->request_id, m->lookup->name, strcmp(m->lookup->name, "user.x") == 0 ? "be1" : "be2", 60);
+    } else if (m->body_case == RAFTDIR__CLIENT__TO_NODE__BODY_WRITE) {
+        int op = (int)m->write->ops[0]->op_case;
+        world.deletes += op == RAFTDIR__LOG__OP__OP_DELETE;
+        world.creates += op == RAFTDIR__LOG__OP__OP_CREATE;
+        fake_write_result(f, conn, m, op == RAFTDIR__LOG__OP__OP_ACTIVATE ? RAFTDIR_EOTHERSTORE : 0, 61, "");
+    }
+}
+
+/* A rename that is refused puts back what was deleted for it. ctl_mboxlist -m deletes one mailbox and activates another, without a RESERVE: what it has deleted stays so. */
+static void what_a_refusal_puts_back(void **state)
+{
+    (void)state;
+    char dir[80], text[300];
+    struct fake node = {0};
+    support_dir_make(dir, sizeof dir, "murder");
+    fake_start(&node, dir, "one", answer_refusing, NULL);
+    snprintf(text, sizeof text, "endpoints = \"%s\"\nlocal_dir = \"/nowhere\"\n", node.endpoint);
+    settings_file(text);
+    for (int renames = 0; renames < 2; renames++) {
+        struct murder_session s = {0};
+        memset(&world, 0, sizeof world);
+        assert_int_equal(murder_delete(&s, "user.x", "be1"), MURDER_OK);
+        if (renames)
+            assert_int_equal(murder_reserve(&s, "user.y", "be1!"), MURDER_OK);
+        assert_int_equal(murder_activate(&s, "user.y", "be1!default", ""), MURDER_REFUSED);
+        assert_int_equal(world.deletes, 1);
+        assert_int_equal(world.creates, renames);
+        assert_null(s.deleted);
+        murder_session_end(&s);
+    }
+    murder_close();
+    fake_stop(&node);
+    support_dir_remove(dir);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -234,7 +274,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(settings_read), cmocka_unit_test(settings_wrong), cmocka_unit_test(locations), cmocka_unit_test(unreachable), cmocka_unit_test(forks),
-        cmocka_unit_test(uncertain_delete),
+        cmocka_unit_test(uncertain_delete), cmocka_unit_test(what_a_refusal_puts_back),
     };
     return cmocka_run_group_tests_name("murder", tests, setup, teardown);
 }
