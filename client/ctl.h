@@ -48,6 +48,12 @@ struct ctl_options {
     const char *format, *output, *on_error, *local_server;
     bool dry_run, resume, exact;
     unsigned batch, window;
+    /* import --mupdate */
+    const char *mupdate, *mupdate_user, *mupdate_password_file, *mupdate_mechanism, *mupdate_tls, *mupdate_ca;
+    bool mupdate_unverified, follow;
+    const char *skip_servers[64];
+    unsigned skip_servers_n;
+    bool has_limit;
 };
 
 struct ctl {

@@ -58,10 +58,15 @@ const struct ctl_command ctl_commands[] = {
      "  op: create put update reserve activate deactivate delete rename setacl move_begin move_commit move_abort noop.\n"
      "  Fields are those of `lookup --json`; beside them: token ttl_ms take_over subtree from to identifier rights,\n"
      "  and if: \"absent\", \"present\", {\"generation\":N}, or a list of {\"is\":\"absent\",\"name\":...}.\n"},
-    {"import", ctl_import, 1, 1, "FILE|-", "take over what `ctl_mboxlist -d` wrote", "server,format,on-error,dry-run,resume,batch,window",
+    {"import", ctl_import, 0, 1, "FILE|-|--mupdate HOST", "take over what `ctl_mboxlist -d` wrote, or what a running mupdate master has",
+     "server,format,on-error,dry-run,resume,batch,window,mupdate,mupdate-user,mupdate-password-file,mupdate-mechanism,mupdate-tls,mupdate-ca,mupdate-unverified,follow,skip-server,limit",
      "  JSON of Cyrus 3.6 and later or the older text form, gzipped or not. --server NAME: for a backend's dump, which names no servers.\n"
      "  May be repeated: what is there already stays as it is. --on-error abort (default skip): stop at a malformed record.\n"
-     "  --resume: compare with what is there first, and send only what differs. Exit code 5 when a malformed record was skipped.\n"},
+     "  --resume: compare with what is there first, and send only what differs. Exit code 5 when a malformed record was skipped.\n"
+     "  --mupdate HOST[:PORT]: live from a master. Nothing is deleted here because it isn't there. --dry-run: the differences (--limit N rows of them, default 1,000; 0: all).\n"
+     "  --follow: go on with what changes there until stopped. --skip-server NAME (repeatable): talks to raftdir already: what the master says of it is ignored,\n"
+     "  and what raftdir has there is never changed. Logs in as --mupdate-user with the password in --mupdate-password-file or RAFTDIR_MUPDATE_PASSWORD.\n"
+     "  --mupdate-tls auto (default: STARTTLS where offered), starttls, implicit, no; --mupdate-ca FILE, or --mupdate-unverified for any certificate.\n"},
     {"export", ctl_export, 0, 0, "", "write what `ctl_mboxlist -u` takes", "format,exact,output,prefix,pattern,server,partition,local-server",
      "  --format json (default) or legacy (for `ctl_mboxlist -u -L`). Cyrus needs a uniqueid: one is made up where there is none, unless --exact.\n"
      "  --local-server NAME: mailboxes there are written without a server, as that backend's own dump has them.\n"},
@@ -132,7 +137,16 @@ enum {
     OPT_EXACT,
     OPT_LOCAL_SERVER,
     OPT_BATCH,
-    OPT_WINDOW
+    OPT_WINDOW,
+    OPT_MUPDATE,
+    OPT_MUPDATE_USER,
+    OPT_MUPDATE_PASSWORD_FILE,
+    OPT_MUPDATE_MECHANISM,
+    OPT_MUPDATE_TLS,
+    OPT_MUPDATE_CA,
+    OPT_MUPDATE_UNVERIFIED,
+    OPT_FOLLOW,
+    OPT_SKIP_SERVER
 };
 
 static const struct option options[] = {{"endpoint", required_argument, NULL, 'e'},
@@ -193,6 +207,15 @@ static const struct option options[] = {{"endpoint", required_argument, NULL, 'e
                                         {"local-server", required_argument, NULL, OPT_LOCAL_SERVER},
                                         {"batch", required_argument, NULL, OPT_BATCH},
                                         {"window", required_argument, NULL, OPT_WINDOW},
+                                        {"mupdate", required_argument, NULL, OPT_MUPDATE},
+                                        {"mupdate-user", required_argument, NULL, OPT_MUPDATE_USER},
+                                        {"mupdate-password-file", required_argument, NULL, OPT_MUPDATE_PASSWORD_FILE},
+                                        {"mupdate-mechanism", required_argument, NULL, OPT_MUPDATE_MECHANISM},
+                                        {"mupdate-tls", required_argument, NULL, OPT_MUPDATE_TLS},
+                                        {"mupdate-ca", required_argument, NULL, OPT_MUPDATE_CA},
+                                        {"mupdate-unverified", no_argument, NULL, OPT_MUPDATE_UNVERIFIED},
+                                        {"follow", no_argument, NULL, OPT_FOLLOW},
+                                        {"skip-server", required_argument, NULL, OPT_SKIP_SERVER},
                                         {NULL, 0, NULL, 0}};
 
 /* What the words in ctl_command.options stand for, where they aren't an option's own name. */
@@ -462,7 +485,10 @@ static int take_option(struct ctl *c, int o, const char *arg)
     case OPT_PARTITION: x->partition = arg; break;
     case OPT_AFTER: x->after = arg; break;
     case OPT_FROM: x->from = arg; break;
-    case OPT_LIMIT: x->limit = n; break;
+    case OPT_LIMIT:
+        x->limit = n;
+        x->has_limit = true;
+        break;
     case OPT_SUBTREE: x->subtree = true; break;
     case OPT_TAKE_OVER: x->take_over = true; break;
     case OPT_IF_ABSENT: x->if_absent = true; break;
@@ -519,6 +545,21 @@ static int take_option(struct ctl *c, int o, const char *arg)
         if (n < 1 || n > 1024)
             return ctl_usage_error(c, "--window is 1 to 1024");
         x->window = (unsigned)n;
+        break;
+    case OPT_MUPDATE: x->mupdate = arg; break;
+    case OPT_MUPDATE_USER: x->mupdate_user = arg; break;
+    case OPT_MUPDATE_PASSWORD_FILE: x->mupdate_password_file = arg; break;
+    case OPT_MUPDATE_MECHANISM: x->mupdate_mechanism = arg; break;
+    case OPT_MUPDATE_TLS: x->mupdate_tls = arg; break;
+    case OPT_MUPDATE_CA: x->mupdate_ca = arg; break;
+    case OPT_MUPDATE_UNVERIFIED: x->mupdate_unverified = true; break;
+    case OPT_FOLLOW: x->follow = true; break;
+    case OPT_SKIP_SERVER:
+        if (x->skip_servers_n == sizeof x->skip_servers / sizeof *x->skip_servers)
+            return ctl_usage_error(c, "at most %zu times --skip-server", sizeof x->skip_servers / sizeof *x->skip_servers);
+        if (!*arg)
+            return ctl_usage_error(c, "--skip-server wants a server's name");
+        x->skip_servers[x->skip_servers_n++] = arg;
         break;
     }
     return 0;
