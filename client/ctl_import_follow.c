@@ -96,13 +96,13 @@ static void tell(struct master *x, const char *event, const char *text)
         return;
     }
     ctl_age(behind, age, sizeof age);
-    ctl_count(x->now.active, there, sizeof there);
+    ctl_count(x->source ? x->now.active : x->before.active, there, sizeof there);
     ctl_count(x->changes, changes, sizeof changes);
     bool terminal = isatty(STDERR_FILENO), status = !strcmp(event, "status");
     if (terminal)
         fputs("\r\033[K", stderr);
     if (!status)
-        fprintf(stderr, "%s%s%s%s", event, text ? ": " : "", text ? text : "", "\n");
+        fprintf(stderr, "%s%s%s\n", event, text ? ": " : "", text ? text : "");
     if (status || !terminal)
         fprintf(stderr, "following %s: %s mailboxes there, %s changes taken, %u held back; %s%s%s", x->so.address, there, changes, HASH_COUNT(x->held),
                 x->source ? "as the master was " : "not connected for ", age, x->source ? " ago" : "");

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <openssl/ssl.h>
 #include <sasl/sasl.h>
+#include <sasl/saslutil.h>
 #include <time.h>
 #include "mupdate_source.h"
 #include "raftdir/mupdate_parse.h"

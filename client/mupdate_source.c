@@ -31,7 +31,7 @@ static uint64_t now_ms(void)
 static int tls_error(struct mupdate_source *s, const char *what, struct err *err)
 {
     char text[160] = "";
-    long verified = s->ssl ? SSL_get_verify_result(s->ssl) : X509_V_OK;
+    long verified = s->ssl && !s->encrypted ? SSL_get_verify_result(s->ssl) : X509_V_OK;
     unsigned long e = ERR_get_error();
     ERR_error_string_n(e, text, sizeof text);
     ERR_clear_error();

@@ -176,7 +176,6 @@ static enum mupdate_parsed words(struct mupdate_parser *p, char *data, size_t le
                 if (!at && !p->own.response)
                     fault(p, FAULT_TAG);
                 p->own.state = c == '"' ? IN_QUOTED : IN_SIZE;
-                p->own.literal_left = 0;
                 p->own.sync = true;
             } else if (c != ' ') {
                 p->own.state = IN_ATOM;
