@@ -4,6 +4,7 @@
  * srv_mupdate_listen.c  who listens when
  * srv_mupdate_auth.c    AUTHENTICATE, STARTTLS, COMPRESS; who somebody is and what he may
  * srv_mupdate_write.c   RESERVE, ACTIVATE, DEACTIVATE, DELETE
+ * srv_mupdate_request.c their requests to the log, and back
  * srv_mupdate_undo.c    takes back what a client can only believe to have failed
  * srv_mupdate_read.c    FIND, NOOP: levels, "not there" against "can't tell"
  * srv_mupdate_list.c    LIST and the first part of UPDATE: rows of a snapshot, made by a thread of its own
@@ -57,7 +58,7 @@ struct mupdate_write {
     bool sent;       /* the request is at the consensus thread */
     bool activates;  /* it is an ACTIVATE */
     bool confirmed;  /* a majority has confirmed the state that is published */
-    unsigned tries;  /* decisions that somebody else's change has overtaken */
+    unsigned tries, expired; /* decisions that somebody else's change has overtaken; ids that were too old */
     Raftdir__Log__Mailbox *was; /* DELETE: what it takes away */
     char *refusal;       /* NO, as soon as what was deleted is back */
     char *from;          /* ACTIVATE with a take-over: "server!partition" that loses the mailbox, */
@@ -175,6 +176,16 @@ void mupdate_reserve(struct mupdate_session *m);
 void mupdate_activate(struct mupdate_session *m);
 void mupdate_deactivate(struct mupdate_session *m);
 void mupdate_delete(struct mupdate_session *m);
+
+/* srv_mupdate_request.c */
+void mupdate_write_begin(struct mupdate_session *m, void (*begin)(struct mupdate_session *m)); /* calls begin, and again when it shall look and decide anew */
+/* Checks, sends, waits; done comes with the result, or the command was answered, or begin is called again. */
+void mupdate_submit(struct mupdate_session *m, Raftdir__Log__Op *op, void (*when_done)(struct mupdate_session *m, const Raftdir__Log__Result *r));
+/* The ends of a write: OK "done"; NO: nothing was done, and what the client has deleted for it is put back. */
+void mupdate_done(struct mupdate_session *m);
+void mupdate_refuse(struct mupdate_session *m, const char *text);
+void mupdate_refuse_result(struct mupdate_session *m, const Raftdir__Log__Result *r);
+void mupdate_deleted_forget(struct mupdate_session *m);
 void mupdate_write_close(struct mupdate_session *m); /* the connection is gone */
 /* Fresh random bytes, and an expiry. */
 void mupdate_op_id(struct service *s, uint8_t op_id_r[OP_ID_LEN], uint64_t *expires_ms_r);
