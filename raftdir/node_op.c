@@ -196,7 +196,8 @@ void node_write(struct node *n, uint64_t now, struct node_write *w)
             op_dispatch(n, op);
         return;
     }
-    int code = n->failed ? RAFTDIR_EFAILED : ops_full(n, w->request_len) ? RAFTDIR_ELIMIT : 0;
+    bool late = w->deadline_ms && now >= w->deadline_ms; /* this process was stopped meanwhile: who sent it has given up */
+    int code = n->failed ? RAFTDIR_EFAILED : late ? RAFTDIR_ENOQUORUM : ops_full(n, w->request_len) ? RAFTDIR_ELIMIT : 0;
     if (op) { /* ended, to be told at the next flush: with the same end */
         DL_APPEND(op->writes, w);
         return;

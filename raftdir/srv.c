@@ -191,3 +191,23 @@ uint64_t srv_age_ms(struct service *s)
     shared_view_get(&s->d->shared, &view);
     return shared_age_ms(&view, shared_now_ms());
 }
+
+#define SLEPT_MS 1000      /* without a tick */
+#define SLEPT_AFTER_MS 100 /* what had come is read by then */
+
+void srv_ticked(struct service *s, uint64_t now)
+{
+    if (s->ticked_ms && now - s->ticked_ms >= SLEPT_MS) {
+        s->slept_from_ms = s->ticked_ms;
+        s->slept_until_ms = now + SLEPT_AFTER_MS;
+    }
+    s->ticked_ms = now;
+}
+
+uint64_t srv_came_ms(const struct service *s)
+{
+    uint64_t now = shared_now_ms();
+    if (s->ticked_ms && now - s->ticked_ms >= SLEPT_MS)
+        return s->ticked_ms; /* woken up by what has come, before the tick */
+    return now < s->slept_until_ms ? s->slept_from_ms : now;
+}

@@ -63,6 +63,8 @@ struct service {
     struct srv_stream *runnable;
     _Atomic uint64_t waiting_for; /* the lowest index of `waiting`; UINT64_MAX: none */
     uint64_t silent_ms;           /* when silent clients were last looked for */
+    uint64_t ticked_ms;           /* the last tick; */
+    uint64_t slept_from_ms, slept_until_ms; /* a longer time without one: from when to a little after its end */
     unsigned calls, verifies;     /* requests that are somebody else's now */
     unsigned works;               /* work that belongs to MUPDATE sessions: in libuv's pool, or the lister's */
     struct worker *lister;        /* makes their text; NULL: none was wanted yet */
@@ -112,5 +114,8 @@ void srv_corrupt(struct service *s, const char *why);
 void srv_corrupt_of(struct service *s, unsigned store_generation, const char *why);
 /* Age of the published state, UINT64_MAX: not known. */
 uint64_t srv_age_ms(struct service *s);
+/* When what is read now may have come at the earliest: a process that was stopped, or got no processor, finds what was sent meanwhile. */
+uint64_t srv_came_ms(const struct service *s);
+void srv_ticked(struct service *s, uint64_t now); /* thread_service.c */
 
 #endif

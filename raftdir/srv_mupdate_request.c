@@ -4,7 +4,8 @@
  * its text says that it can't be told; then the write is found out and ended (srv_mupdate_undo.c), so that it doesn't happen later.
  *
  * Failures: the connection goes while a request is under way: it goes on to its end; what the client can only believe to have failed is taken back. A refusal within a rename: the deleted
- * mailbox is put back, then the client hears NO. */
+ * mailbox is put back, then the client hears NO. This node was stopped for a while (srv_came_ms): what came meanwhile may be from clients that have given up, and put their own back: a command
+ * that is too old isn't begun, and what was done for one is taken back. */
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@
 #include "srv_mupdate.h"
 
 #define RETRY_MS 50   /* between attempts that surely did nothing */
+#define LATE_MS 1500  /* behind the deadline: this node was stopped meanwhile, and Cyrus has given up */
 #define EXPIRED_MAX 3 /* ids that were older than the log, one after the other */
 
 /* --- Requests -------------------------------------------------------------------------------------------------------------------------- */
@@ -72,7 +74,11 @@ void mupdate_write_begin(struct mupdate_session *m, void (*begin)(struct mupdate
 {
     write_clear(m);
     m->write.begin = begin;
-    begin(m);
+    m->deadline_ms = srv_came_ms(m->service) + MUPDATE_WRITE_MS;
+    if (shared_now_ms() >= m->deadline_ms)
+        mupdate_refuse(m, "this node was stopped while the command waited: not done, try again");
+    else
+        begin(m);
 }
 
 /* --- What the client can only believe to have failed -------------------------------------------------------------------------------------- */
@@ -171,12 +177,18 @@ static void gone(struct mupdate_session *m, const Raftdir__Log__Result *r, bool 
 static void result(struct mupdate_session *m, const Raftdir__Log__Result *r)
 {
     mupdate_seen(m->service, r->index);
-    if (!m->conn)
+    bool late = shared_now_ms() >= m->deadline_ms + LATE_MS && r->code == 0 && (m->write.was || (m->deleted && m->renaming));
+    if (!m->conn) {
         gone(m, r, false);
-    else if (r->code == RAFTDIR_EEXPIRED && m->write.expired++ < EXPIRED_MAX)
+    } else if (late) {
+        take_back(m, r, false, "its result came when its client had given up", NULL);
+        write_clear(m);
+        mupdate_answer(m, "NO", "too late: taken back, try again");
+    } else if (r->code == RAFTDIR_EEXPIRED && m->write.expired++ < EXPIRED_MAX) {
         m->write.begin(m); /* with a new id: this one was older than the log, surely not done */
-    else
+    } else {
         m->write.done(m, r);
+    }
 }
 
 static void no_result(struct mupdate_session *m, int code)

@@ -37,6 +37,7 @@ static void close_begin(struct service *s);
 static void on_tick(uv_timer_t *timer)
 {
     struct service *s = timer->data;
+    srv_ticked(s, shared_now_ms());
     srv_wait_expired(s, shared_now_ms());
     srv_clients_silent_close(s, shared_now_ms());
     srv_mupdate_tick(s, shared_now_ms());
