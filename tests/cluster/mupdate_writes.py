@@ -291,6 +291,7 @@ def put_back():
         if what == "RESERVE":
             want(m.reserve("user.p.taken", "be1!"), "NO", "mailbox already exists")
         elif what == "ACTIVATE":
+            want(m.reserve("user.p.new", "be1!"), "OK")
             want(m.activate("user.p.taken", "be1!", ACL), "NO", "active at be2!p")
         elif what == "location":
             want(m.reserve("user.p.new", "nonsense"), "NO")
@@ -299,8 +300,18 @@ def put_back():
             want(m.activate("user.p.new", "be1!", "no acl at all"), "NO")
         want_found(m, "user.p.old", row)  # at once, on the same connection
         m.logout()
+    # No rename, without a RESERVE: ctl_mboxlist -m deletes one and activates another.
+    m = session()
+    want(m.noop(), "OK")
+    want(m.delete("user.p.old"), "OK")
+    want(m.activate("user.p.taken", "be1!p", ACL), "NO", "active at be2!p")
+    m.close()
+    time.sleep(0.3)
+    await_found("user.p.old", None, "what ctl_mboxlist deletes", 0)
+    want(session().activate(*row[1:]), "OK")
     # The connection goes within a rename.
     m = session()
+    want(m.noop(), "OK")
     want(m.delete("user.p.old"), "OK")
     want(m.reserve("user.p.new2", "be1!"), "OK")
     m.close()
