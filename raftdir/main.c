@@ -183,7 +183,21 @@ static int certificates_load(const struct config *c, SSL_CTX **tls_r, SSL_CTX **
     return rc;
 }
 
-/* --- Reload (SIGHUP): certificates, access rules, log level --------------------------------------------------------------------------- */
+/* --- Reload (SIGHUP): certificates, access rules, log level, mupdate_take_over --------------------------------------------------------------------------- */
+
+static bool sasl_differs(const struct config *a, const struct config *b)
+{
+    bool differs = a->sasl_n != b->sasl_n;
+    for (size_t i = 0; i < a->sasl_n && !differs; i++)
+        differs = strcmp(a->sasl[i], b->sasl[i]) != 0;
+    return differs;
+}
+
+static bool mupdate_differs(const struct config *a, const struct config *b)
+{
+    return strcmp(a->mupdate_listen, b->mupdate_listen) || strcmp(a->mupdate_tls_listen, b->mupdate_tls_listen) || strcmp(a->mupdate_socket, b->mupdate_socket) ||
+           a->mupdate_socket_mode != b->mupdate_socket_mode || a->mupdate_plaintext != b->mupdate_plaintext || strcmp(a->mupdate_hostname, b->mupdate_hostname) || sasl_differs(a, b);
+}
 
 static void reload(struct daemon *d)
 {
@@ -213,13 +227,14 @@ static void reload(struct daemon *d)
         fresh->election_timeout_ms != c->election_timeout_ms || fresh->heartbeat_ms != c->heartbeat_ms || fresh->space_reserve_len != c->space_reserve_len ||
         fresh->state_quota_len != c->state_quota_len || fresh->state_growth_len != c->state_growth_len || strcmp(fresh->local_group, c->local_group) ||
         strcmp(fresh->site, c->site) || fresh->image_rate_len != c->image_rate_len || fresh->scrub_interval_s != c->scrub_interval_s ||
-        fresh->log_keep_len != c->log_keep_len || fresh->events_kept != c->events_kept)
-        logger_line(LOGGER_WARN, "main", "reload: certificates, allow sections and log_level are taken; other changes need a restart");
+        fresh->log_keep_len != c->log_keep_len || fresh->events_kept != c->events_kept || mupdate_differs(fresh, c))
+        logger_line(LOGGER_WARN, "main", "reload: certificates, allow sections, log_level and mupdate_take_over are taken; other changes need a restart");
     pthread_mutex_lock(&d->config_mutex);
     struct access_rule *allow = c->allow;
     size_t allow_n = c->allow_n;
     c->allow = fresh->allow;
     c->allow_n = fresh->allow_n;
+    c->mupdate_take_over = fresh->mupdate_take_over;
     fresh->allow = allow; /* destroyed with it */
     fresh->allow_n = allow_n;
     SSL_CTX *old = d->tls, *old_optional = d->tls_optional;
@@ -232,7 +247,7 @@ static void reload(struct daemon *d)
     SSL_CTX_free(old_optional);
     logger_level_set((enum logger_level)fresh->log_level);
     config_destroy(&fresh);
-    logger_line(LOGGER_INFO, "main", "reloaded certificates, allow sections and log level");
+    logger_line(LOGGER_INFO, "main", "reloaded certificates, allow sections, log level and mupdate_take_over");
 }
 
 static void on_signal(uv_signal_t *handle, int signum)
