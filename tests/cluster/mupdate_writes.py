@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The cases of tests/cluster/mupdate_writes: each a function, named on the command line; the nodes are in CLUSTER_MUPDATE_1.. of the environment. A case that fails says why and ends with 1."""
+"""The cases of tests/cluster/mupdate_writes and mupdate_faults: each a function, named on the command line; the nodes are in CLUSTER_MUPDATE_1.. of the environment. A case that fails says why and ends with 1."""
 import os, signal, sys, threading, time
 import mupdate_client as mc
 
@@ -484,7 +484,7 @@ def pause():
     victim, pid = int(os.environ["VICTIM"]), int(os.environ["VICTIM_PID"])
 
     def disturb():
-        for seconds in (0.3, 1.5, 3):
+        for seconds in (0.3, 2):
             os.kill(pid, signal.SIGSTOP)
             time.sleep(seconds)
             os.kill(pid, signal.SIGCONT)
