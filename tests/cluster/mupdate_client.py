@@ -35,7 +35,7 @@ class Mupdate:
     def __init__(self, address, tls=None, ca=None, cert=None, key=None, timeout=15, banner=True):
         """tls: None, "tls" (from the first byte) or "starttls"."""
         self.address, self.timeout, self.tag_number, self.updating = address, timeout, 0, None
-        self.buffer, self.lines, self.auth = b"", [], []
+        self.buffer, self.lines, self.auth = bytearray(), [], [] # a bytearray loses its beginning without being copied
         self.context = None
         if tls:
             self.context = ssl.create_default_context(cafile=ca) if ca else ssl._create_unverified_context()
@@ -70,7 +70,8 @@ class Mupdate:
     def take(self, n):
         while len(self.buffer) < n:
             self.fill()
-        data, self.buffer = self.buffer[:n], self.buffer[n:]
+        data = bytes(self.buffer[:n])
+        del self.buffer[:n]
         return data
 
     def take_line(self):
@@ -88,7 +89,7 @@ class Mupdate:
             while True:
                 self.fill()
         except (Closed, ConnectionResetError):
-            data, self.buffer = self.buffer, b""
+            data, self.buffer = self.buffer, bytearray()
             return data.decode("latin-1")
 
     # --- Lines: lists of words; a quoted text and a literal are one word each ---
