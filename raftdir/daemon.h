@@ -61,6 +61,7 @@ struct daemon {
     struct consensus *consensus;
     struct service **services;
     unsigned services_n;
+    unsigned conns_max;        /* connections, all together: so that FILES_RESERVED descriptors are left, whoever connects how often */
     _Atomic unsigned clients;  /* connections, of all service threads */
     _Atomic unsigned mupdates; /* MUPDATE connections, of all service threads */
     _Atomic uint64_t mupdate_seen; /* the highest index that a MUPDATE client was told of here: later reads aren't older, whoever asks */

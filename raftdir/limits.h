@@ -110,6 +110,7 @@
 #define PEER_QUEUE_LEN_MAX (64u << 20)  /* bytes waiting for a slow peer; more are dropped */
 #define CLIENT_FRAME_LEN_MAX (REQUEST_LEN_MAX + 65536u)
 #define CLIENT_CONNS_MAX 16384
+#define FILES_RESERVED 256              /* descriptors that clients' connections leave for the log, the state and the members */
 #define CLIENT_REQUESTS_MAX 1024        /* open on one connection */
 #define CLIENT_MESSAGE_LEN_MAX (16u << 20) /* a request in memory, which may be many times its frame; larger is garbage */
 #define CLIENT_OPEN_LEN_MAX (128u << 20)   /* memory of one connection's open requests; then no more are taken from it */

@@ -334,13 +334,19 @@ static void pool_size_set(const struct config *c)
     setenv("UV_THREADPOOL_SIZE", text, 0);
 }
 
-static void files_limit_raise(void)
+/* As many open files as we may have; how many connections that allows. */
+static unsigned files_limit_raise(void)
 {
+    const unsigned wanted = CLIENT_CONNS_MAX + MUPDATE_CONNS_MAX + FILES_RESERVED;
     struct rlimit l;
     if (getrlimit(RLIMIT_NOFILE, &l) == 0 && l.rlim_cur < l.rlim_max) {
         l.rlim_cur = l.rlim_max;
         setrlimit(RLIMIT_NOFILE, &l); /* without it there are fewer connections; that is all */
     }
+    if (getrlimit(RLIMIT_NOFILE, &l) != 0)
+        l.rlim_cur = wanted;
+    unsigned files = l.rlim_cur < wanted ? (unsigned)l.rlim_cur : wanted;
+    return files > 2 * FILES_RESERVED ? files - FILES_RESERVED : files / 2;
 }
 
 /* --- Running ------------------------------------------------------------------------------------------------------------------------------ */
@@ -452,7 +458,7 @@ static int start(struct daemon *d, const char *path, bool check_only)
     if (privileges_drop(d->config, &err) != 0 || sasl_start(d->config, &err) != 0)
         goto report;
     d->own_uid = geteuid();
-    files_limit_raise();
+    d->conns_max = files_limit_raise();
     fault_watch(d->config->data_dir);
     if (datadir_open(d->config->data_dir, &d->datadir, &err) != 0)
         goto report;

@@ -23,6 +23,8 @@ struct srv_listener {
     };
     bool open, closing;
     void (*take)(struct srv_listener *l); /* a connection waits: conn_accept(&l->service->loop, &l->stream, ...) */
+    _Atomic unsigned *conns;   /* of this protocol, in struct daemon. With three quarters of daemon.conns_max, or all of those with the other protocol's, `take` isn't called: */
+    const char *refusal;       /* said to those who come then, before they are closed; NULL: nothing */
 };
 
 /* Waiting for an index to be published here. Embedded; zeroed at first. */

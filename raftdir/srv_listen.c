@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -12,9 +13,50 @@
 
 #define BACKLOG 1024
 
+union refused {
+    uv_handle_t handle;
+    uv_stream_t stream;
+    uv_tcp_t tcp;
+    uv_pipe_t pipe;
+};
+
+static void on_refused(uv_handle_t *handle)
+{
+    free(handle->data);
+}
+
+/* Closed at once: what lingers would keep its descriptor. */
+static void refuse(struct srv_listener *l)
+{
+    union refused *r = mem_calloc(1, sizeof *r);
+    if (l->stream.type == UV_TCP)
+        uv_tcp_init(&l->service->loop, &r->tcp);
+    else
+        uv_pipe_init(&l->service->loop, &r->pipe, 0);
+    r->handle.data = r;
+    if (uv_accept(&l->stream, &r->stream) == 0 && l->refusal) {
+        uv_buf_t buf = uv_buf_init((char *)(uintptr_t)l->refusal, (unsigned)strlen(l->refusal));
+        (void)uv_try_write(&r->stream, &buf, 1); /* as far as it goes */
+    }
+    uv_close(&r->handle, on_refused);
+}
+
+/* Whoever connects how often: descriptors are left for the log's files and the members, and neither protocol's clients keep the other's out. */
+static bool is_full(const struct srv_listener *l)
+{
+    struct daemon *d = l->service->d;
+    return atomic_load(l->conns) >= d->conns_max - d->conns_max / 4 || atomic_load(&d->clients) + atomic_load(&d->mupdates) >= d->conns_max;
+}
+
 static void on_connection(uv_stream_t *stream, int status)
 {
     struct srv_listener *l = stream->data;
+    if (status == 0 && is_full(l)) {
+        logger_limited(LOGGER_WARN, "service", "%u clients and %u of MUPDATE are connected: no more are taken until some close (raise the limit of open files?)", atomic_load(&l->service->d->clients),
+                       atomic_load(&l->service->d->mupdates));
+        refuse(l);
+        return;
+    }
     if (status < 0)
         logger_limited(LOGGER_WARN, "service", "can't take a connection: %s (raise the limit of open files?)", uv_strerror(status));
     else

@@ -152,9 +152,10 @@ int srv_mupdate_start(struct service *s, struct err *err)
 {
     const struct config *c = s->d->config;
     int rc = 0;
-    s->mupdate_tcp = (struct srv_listener){.service = s, .take = take_tcp};
-    s->mupdate_tls = (struct srv_listener){.service = s, .take = take_tls};
-    s->mupdate_pipe = (struct srv_listener){.service = s, .take = take_pipe};
+    static const char full[] = "* BYE \"too many connections\"\r\n";
+    s->mupdate_tcp = (struct srv_listener){.service = s, .take = take_tcp, .conns = &s->d->mupdates, .refusal = full};
+    s->mupdate_tls = (struct srv_listener){.service = s, .take = take_tls, .conns = &s->d->mupdates};
+    s->mupdate_pipe = (struct srv_listener){.service = s, .take = take_pipe, .conns = &s->d->mupdates, .refusal = full};
     if (s->number != 0)
         return 0;
     why_not_set(s->d, mupdate_listen_wanted(c) ? "the daemon starts" : "the configuration names no address for it (mupdate_listen, mupdate_tls_listen, mupdate_socket)");

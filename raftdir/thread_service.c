@@ -102,8 +102,8 @@ static int listen_clients(struct service *s, struct err *err)
 {
     const struct config *c = s->d->config;
     int rc = 0;
-    s->client_tcp = (struct srv_listener){.service = s, .take = take_tcp};
-    s->client_pipe = (struct srv_listener){.service = s, .take = take_pipe};
+    s->client_tcp = (struct srv_listener){.service = s, .take = take_tcp, .conns = &s->d->clients};
+    s->client_pipe = (struct srv_listener){.service = s, .take = take_pipe, .conns = &s->d->clients};
     if (*c->client_listen)
         rc = srv_listen_tcp(&s->client_tcp, "client_listen", c->client_listen, err);
     if (rc == 0 && s->number == 0 && *c->client_socket)
