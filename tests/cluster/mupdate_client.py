@@ -32,8 +32,8 @@ class Refused(Exception):
 
 
 class Mupdate:
-    def __init__(self, address, tls=None, ca=None, cert=None, key=None, timeout=15, banner=True):
-        """tls: None, "tls" (from the first byte) or "starttls"."""
+    def __init__(self, address, tls=None, ca=None, cert=None, key=None, timeout=15, banner=True, connected=None):
+        """tls: None, "tls" (from the first byte) or "starttls". connected: a socket, instead of one of our own."""
         self.address, self.timeout, self.tag_number, self.updating = address, timeout, 0, None
         self.buffer, self.lines, self.auth = bytearray(), [], [] # a bytearray loses its beginning without being copied
         self.context = None
@@ -42,7 +42,9 @@ class Mupdate:
             self.context.check_hostname = False
             if cert:
                 self.context.load_cert_chain(cert, key)
-        if address.startswith("/"):
+        if connected:
+            self.socket = connected
+        elif address.startswith("/"):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(timeout)
             self.socket.connect(address)
