@@ -22,6 +22,7 @@
 #define FRAME_LEN_MAX (MUPDATE_COMMAND_LEN_MAX + 2 * MUPDATE_AHEAD_LEN) /* never reached: a longer command is refused, and then reading stops */
 /* on_drain comes below half of this. A little under what mupdate_backed_up means, so that it surely comes after that was true. */
 #define OUT_LEN_MAX (2 * (MUPDATE_OUT_LEN_MAX - 65536u))
+#define USER_TIMEOUT_MS (2 * MUPDATE_STALL_MS) /* the kernel's patience ends after ours, which tells the log why */
 #define COMMAND_LEN_KEPT 4096 /* of a session's memory for commands, between them */
 #define LOOK_MS 1000          /* sessions' times are looked at this often */
 #define INFLATE_STEP_LEN 1024 /* so much compressed input at a time */
@@ -480,7 +481,7 @@ void mupdate_accept(struct srv_listener *l, bool local, bool tls)
     struct err err = {0};
     struct conn *conn;
     SSL_CTX *context = tls ? daemon_tls_optional(s->d) : NULL;
-    struct conn_options o = {.tls = context, .raw = true, .frame_len_max = FRAME_LEN_MAX, .out_len_max = OUT_LEN_MAX, .notsent_len = MUPDATE_NOTSENT_LEN};
+    struct conn_options o = {.tls = context, .raw = true, .frame_len_max = FRAME_LEN_MAX, .out_len_max = OUT_LEN_MAX, .notsent_len = MUPDATE_NOTSENT_LEN, .user_timeout_ms = USER_TIMEOUT_MS};
     int rc = conn_accept(&s->loop, &l->stream, &o, &events, &conn, &err);
     SSL_CTX_free(context);
     if (rc != 0) {
