@@ -318,7 +318,7 @@ static int local_readers_admit(struct daemon *d, struct err *err)
     return 0;
 }
 
-/* MUPDATE's logins, if anybody may come that way. */
+/* MUPDATE's logins, if anybody may come that way. The process's end ends them: some of the library's plugins (GSSAPI) lose memory when they are unloaded. */
 static int sasl_start(const struct config *c, struct err *err)
 {
     if (!*c->mupdate_listen && !*c->mupdate_tls_listen && !*c->mupdate_socket)
@@ -449,7 +449,6 @@ static int start(struct daemon *d, const char *path, bool check_only)
             code = EXIT_CONFIG;
             goto free_tls;
         }
-        sasl_login_close();
         printf("%s: in order; node %s, certificate %s\n", path, d->config->node_name, d->cert_name);
         code = EXIT_ORDERLY;
         goto free_tls;
@@ -482,7 +481,6 @@ report:
     logger_line(LOGGER_ERROR, "main", "can't start: %s", err.text);
 close_datadir:
     datadir_close(&d->datadir);
-    sasl_login_close();
 free_tls:
     SSL_CTX_free(d->tls);
     SSL_CTX_free(d->tls_optional);
