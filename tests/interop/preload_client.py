@@ -59,7 +59,8 @@ def lmtp(address, *recipients):
     c = smtplib.LMTP(host, int(port), local_hostname="test")
     c.sock.settimeout(TIMEOUT_S)
     c.ehlo_or_helo_if_needed()
-    c.login("murder", PASSWORD)
+    if "PLAIN" in c.esmtp_features.get("auth", ""):  # not at a server that trusts everybody (lmtpd -a)
+        c.login("murder", PASSWORD)
     code, text = c.mail("sender@example.org")
     assert code == 250, text
     taken = []

@@ -1,5 +1,6 @@
-/* preload_names.c - for tests/interop/preload: two Cyrus servers on one machine, each with ports of its own, without touching /etc/hosts and /etc/services.
- * getaddrinfo() answers from the file $PRELOAD_NAMES, lines of "HOST SERVICE ADDRESS PORT"; what isn't there is asked of the system. */
+/* preload_names.c - for the tests with several Cyrus servers on one machine, each with ports of its own, without touching /etc/hosts and /etc/services.
+ * getaddrinfo() answers from the file $PRELOAD_NAMES, lines of "HOST SERVICE ADDRESS PORT": several of one HOST and SERVICE are several addresses, in the order of the lines. What isn't
+ * there is asked of the system. */
 #include <dlfcn.h>
 #include <netdb.h>
 #include <stdio.h>
@@ -12,14 +13,27 @@ __attribute__((visibility("default"))) int getaddrinfo(const char *node, const c
     *(void **)&next = dlsym(RTLD_NEXT, "getaddrinfo");
     const char *path = getenv("PRELOAD_NAMES");
     FILE *f = node && service && path ? fopen(path, "re") : NULL;
+    struct addrinfo *first = NULL, **last = &first;
     char host[256], name[64], address[64], port[16];
-    while (f && fscanf(f, "%255s %63s %63s %15s", host, name, address, port) == 4) {
+    int rv = 0;
+    while (rv == 0 && f && fscanf(f, "%255s %63s %63s %15s", host, name, address, port) == 4) {
         if (strcmp(host, node) != 0 || strcmp(name, service) != 0)
             continue;
-        fclose(f);
-        return next(address, port, hints, res);
+        rv = next(address, port, hints, last);
+        /* glibc allocates each element by itself, so that lists may be joined. */
+        while (rv == 0 && *last)
+            last = &(*last)->ai_next;
     }
     if (f)
         fclose(f);
-    return next(node, service, hints, res);
+    if (rv != 0) {
+        *last = NULL;
+        if (first)
+            freeaddrinfo(first);
+        return rv;
+    }
+    if (!first)
+        return next(node, service, hints, res);
+    *res = first;
+    return 0;
 }
