@@ -199,6 +199,18 @@ static bool mupdate_differs(const struct config *a, const struct config *b)
            a->mupdate_socket_mode != b->mupdate_socket_mode || a->mupdate_plaintext != b->mupdate_plaintext || strcmp(a->mupdate_hostname, b->mupdate_hostname) || sasl_differs(a, b);
 }
 
+static bool mupdate_differs(const struct config *a, const struct config *b)
+{
+    if (strcmp(a->mupdate_listen, b->mupdate_listen) || strcmp(a->mupdate_tls_listen, b->mupdate_tls_listen) || strcmp(a->mupdate_socket, b->mupdate_socket) ||
+        a->mupdate_socket_mode != b->mupdate_socket_mode || a->mupdate_plaintext != b->mupdate_plaintext || a->mupdate_take_over != b->mupdate_take_over ||
+        strcmp(a->mupdate_hostname, b->mupdate_hostname) || a->sasl_n != b->sasl_n)
+        return true;
+    for (size_t i = 0; i < a->sasl_n; i++)
+        if (strcmp(a->sasl[i], b->sasl[i]) != 0)
+            return true;
+    return false;
+}
+
 static void reload(struct daemon *d)
 {
     struct config *fresh;
@@ -326,7 +338,7 @@ static int sasl_start(const struct config *c, struct err *err)
     return sasl_login_init((const char *const *)c->sasl, c->sasl_n, err);
 }
 
-/* libuv's pool is for name resolution, verify, MUPDATE's lists, and its logins, which may all wait for something slow at once: the others shall find a thread. */
+/* libuv's pool is for name resolution, verify, and MUPDATE's logins, which may all wait for something slow at once: the others shall find a thread. */
 static void pool_size_set(const struct config *c)
 {
     char text[16];
