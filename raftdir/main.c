@@ -199,18 +199,6 @@ static bool mupdate_differs(const struct config *a, const struct config *b)
            a->mupdate_socket_mode != b->mupdate_socket_mode || a->mupdate_plaintext != b->mupdate_plaintext || strcmp(a->mupdate_hostname, b->mupdate_hostname) || sasl_differs(a, b);
 }
 
-static bool mupdate_differs(const struct config *a, const struct config *b)
-{
-    if (strcmp(a->mupdate_listen, b->mupdate_listen) || strcmp(a->mupdate_tls_listen, b->mupdate_tls_listen) || strcmp(a->mupdate_socket, b->mupdate_socket) ||
-        a->mupdate_socket_mode != b->mupdate_socket_mode || a->mupdate_plaintext != b->mupdate_plaintext || a->mupdate_take_over != b->mupdate_take_over ||
-        strcmp(a->mupdate_hostname, b->mupdate_hostname) || a->sasl_n != b->sasl_n)
-        return true;
-    for (size_t i = 0; i < a->sasl_n; i++)
-        if (strcmp(a->sasl[i], b->sasl[i]) != 0)
-            return true;
-    return false;
-}
-
 static void reload(struct daemon *d)
 {
     struct config *fresh;
