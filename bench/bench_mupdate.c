@@ -6,10 +6,12 @@
  *     bench_mupdate [options] find               FIND of mailboxes at random
  *     bench_mupdate [options] write              RESERVE, then ACTIVATE, of names that nobody has had
  *     bench_mupdate [options] update             the list of an UPDATE, from the command to its OK; afterwards each row is looked at
- *     bench_mupdate [options] find-during-update FIND for --seconds, then the same while UPDATEs run
+ *     bench_mupdate [options] find-during-update FIND for --seconds, then the same while UPDATEs run: --updates, and as many as begin within --seconds
+ *     bench_mupdate [options] push               how long a change takes from ACTIVATE until --connections sessions that have said UPDATE have all got it
  *
  * One thread and epoll for FIND and writes: each connection has one command on its way. UPDATE is read by a thread of its own into memory and looked at when its time has been taken, so
  * that this program's own work isn't measured: rows in strictly ascending Cyrus order, --rows of them.
+ * Where FINDs are measured meanwhile, that thread is a little less urgent (READER_NICE) than the one that asks: it stands for a frontend on another machine.
  * With --rate, FINDs are begun by the clock and timed from the moment when they should have begun; a server that stalls can't hide that by stalling its clients.
  * With --fresh, each write has a connection of its own, with banner, login and LOGOUT, as Cyrus' imapd does it.
  *
@@ -36,6 +38,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,6 +52,7 @@
 #define PIDS_MAX 64
 #define CONNS_MAX 16384
 #define SILENCE_MS 120000
+#define READER_NICE 10
 #define FOLDERS 8 /* mailboxes of a user */
 
 static struct {
@@ -846,15 +850,17 @@ static void update(void)
 struct updates {
     struct reader reader;
     struct load *load;
-    uint64_t ns; /* of all UPDATEs */
+    unsigned n;
+    uint64_t until_ns, ns; /* ns: of all UPDATEs */
 };
 static void *updates_run(void *arg)
 {
     struct updates *u = arg;
-    for (unsigned i = 0; i < opt.updates; i++) {
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), READER_NICE); /* what it can't have it does without */
+    for (u->n = 0; u->n < opt.updates || now_ns() < u->until_ns; u->n++) {
         link_close(&u->reader.link);
-        link_open(&u->reader.link, i);
-        if (!i)
+        link_open(&u->reader.link, u->n);
+        if (!u->n)
             update_from_ns = now_ns();
         reader_read(&u->reader);
         u->ns += u->reader.ended_ns - u->reader.begun_ns;
@@ -872,6 +878,7 @@ static void find_during_update(void)
     struct updates u = {.reader.link.fd = -1, .load = &load};
     load_open(&load);
     load_measure(&load, "FIND, quiet");
+    u.until_ns = now_ns() + (uint64_t)(opt.seconds * 1e9);
     load.samples.n = load.done = 0;
     load.during = &during;
     opt.seconds = 86400; /* it ends with the last UPDATE */
@@ -885,20 +892,78 @@ static void find_during_update(void)
     json_t *o = report("FIND during UPDATE", during.n, &from, &to, &during);
     json_object_set_new(o, "longest_gap_ms", json_real((double)load.gap_ns / 1e6));
     reader_check(&u.reader);
-    samples_add(&times, u.ns / opt.updates);
+    samples_add(&times, u.ns / u.n);
     to = from;
     to.ns += u.ns;
-    report("UPDATE meanwhile", u.reader.rows * opt.updates, &from, &to, &times);
+    report("UPDATE meanwhile", u.reader.rows * u.n, &from, &to, &times);
     link_free(&u.reader.link);
     free(times.ns);
     free(during.ns);
     load_close(&load);
 }
 
+/* --- Changes ---------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void await_row(struct link *l, const char *name)
+{
+    struct mupdate_line line;
+    for (;;) {
+        while (link_line(l, &line)) {
+            if (word_is(&line, 0, "*") && word_is(&line, 1, "BYE"))
+                die(3, "the server says BYE: %.*s", line.n > 2 ? (int)line.word[2].len : 0, line.n > 2 ? line.word[2].s : "");
+            if (word_is(&line, 1, "MAILBOX") && line.n == 5 && line.word[2].len == strlen(name) && memcmp(line.word[2].s, name, line.word[2].len) == 0)
+                return;
+        }
+        wait_for(l->fd, POLLIN);
+        link_read(l);
+    }
+}
+
+static void push_changes(void)
+{
+    struct link writer = {.fd = -1}, *slaves = mem_calloc(opt.conns, sizeof *slaves);
+    struct samples s = {0};
+    struct mupdate_line line;
+    uint32_t run;
+    if (getrandom(&run, sizeof run, 0) != sizeof run)
+        run = (uint32_t)now_ns();
+    link_open(&writer, 0);
+    for (unsigned i = 0; i < opt.conns; i++) {
+        link_open(&slaves[i], i);
+        command(&slaves[i], "UPDATE", 0, NULL);
+        if (!link_flush(&slaves[i]))
+            die(3, "UPDATE doesn't fit into the socket");
+        link_await(&slaves[i], slaves[i].tag, &line);
+    }
+    struct clocks from = clocks_now();
+    uint64_t until_ns = from.ns + (uint64_t)(opt.seconds * 1e9);
+    for (unsigned n = 0; now_ns() < until_ns; n++) {
+        char name[64];
+        snprintf(name, sizeof name, "user.p%08" PRIx32 ".c%06u", run, n);
+        uint64_t begun_ns = now_ns();
+        command(&writer, "ACTIVATE", 3, (const char *const[]){name, WRITE_LOCATION, WRITE_ACL});
+        if (!link_flush(&writer))
+            die(3, "a command doesn't fit into the socket");
+        for (unsigned i = 0; i < opt.conns; i++)
+            await_row(&slaves[i], name);
+        samples_add(&s, now_ns() - begun_ns);
+        link_await(&writer, writer.tag, &line);
+        if (!word_is(&line, 1, "OK"))
+            fault("ACTIVATE: %.*s", line.n > 2 ? (int)line.word[2].len : 0, line.n > 2 ? line.word[2].s : "");
+    }
+    struct clocks to = clocks_now();
+    report("ACTIVATE to all", s.n, &from, &to, &s);
+    for (unsigned i = 0; i < opt.conns; i++)
+        link_free(&slaves[i]);
+    link_free(&writer);
+    free(slaves);
+    free(s.ns);
+}
+
 /* --- Arguments ------------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static const char usage[] =
-    "Usage: bench_mupdate [options] dump|fill|find|write|update|find-during-update\n"
+    "Usage: bench_mupdate [options] dump|fill|find|write|update|find-during-update|push\n"
     "  --to HOST:PORT       or a socket's path; may be given several times: connections go to them in turn\n"
     "  --user U --password P  SASL PLAIN; default: no login\n"
     "  --connections N      default 1\n"
@@ -932,7 +997,7 @@ int main(int argc, char **argv)
         {"rows", 1, NULL, ROWS},     {"updates", 1, NULL, UPDATES}, {"rate", 1, NULL, RATE},       {"window", 1, NULL, WINDOW},     {"prefix", 1, NULL, PREFIX},   {"fresh", 0, NULL, FRESH},
         {"flat", 0, NULL, FLAT}, {"pids", 1, NULL, PIDS},     {"label", 1, NULL, LABEL},       {"header", 0, NULL, HEADER},     {"json", 0, NULL, JSON},       {"help", 0, NULL, HELP},
         {NULL, 0, NULL, 0}};
-    static const struct { const char *name; void (*run)(void); } modes[] = {{"dump", dump}, {"fill", fill}, {"find", find}, {"write", write_pairs}, {"update", update}, {"find-during-update", find_during_update}};
+    static const struct { const char *name; void (*run)(void); } modes[] = {{"dump", dump}, {"fill", fill}, {"find", find}, {"write", write_pairs}, {"update", update}, {"find-during-update", find_during_update}, {"push", push_changes}};
     int o;
     while ((o = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (o) {
