@@ -17,7 +17,7 @@
 #include "raftdir/mem.h"
 
 #define ROWS_AT_ONCE 256
-#define NOOP_MS 100
+#define NOOP_MS 25
 #define ANSWER_MS 60000    /* without an answer to a NOOP the connection is taken for lost */
 #define HELD_MS 5000
 #define HELD_MAX 10000     /* more are left for the next comparison */
