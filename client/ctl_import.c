@@ -1,6 +1,7 @@
 /* ctl_import.c - `raftdirctl import`: a Cyrus dump into the directory (or a running master: ctl_import_master.c).
  *
- * Each record is a Put, so an import may be repeated and stopped at any moment: what is there already stays as it is. --resume lists the directory first and sends only what differs: fingerprints of 16 bytes a mailbox are kept for that. */
+ * Each record is a Put, so an import may be repeated and stopped at any moment: what is there already stays as it is. --resume lists the directory first and sends
+ * only what differs: fingerprints of 16 bytes a mailbox are kept for that. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
