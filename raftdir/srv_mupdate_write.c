@@ -174,10 +174,19 @@ static void take_over_look(struct mupdate_session *m)
     m->write.begin(m);
 }
 
+/* A reload may change it. */
+static bool may_take_over(struct daemon *d)
+{
+    pthread_mutex_lock(&d->config_mutex);
+    bool may = d->config->mupdate_take_over;
+    pthread_mutex_unlock(&d->config_mutex);
+    return may;
+}
+
 static void activate_done(struct mupdate_session *m, const Raftdir__Log__Result *r)
 {
     bool elsewhere = r->code == RAFTDIR_EOTHERSTORE || (r->code == RAFTDIR_ECONFLICT && m->write.generation);
-    if (elsewhere && m->write.tries++ < TRIES && m->service->d->config->mupdate_take_over) {
+    if (elsewhere && m->write.tries++ < TRIES && may_take_over(m->service->d)) {
         mupdate_wait(m, r->index, take_over_look);
         return;
     }
