@@ -22,7 +22,7 @@
 #define HELD_MS 5000
 #define HELD_MAX 10000     /* more are left for the next comparison */
 #define RETRY_MS 1000      /* raftdir can't be asked */
-#define RECONNECT_MAX_MS 30000
+#define RECONNECT_MAX_MS 5000
 #define TOLD_EVERY_MS 60000
 #define FOLLOW_TIMEOUT_MS 10000
 #define MISSING_MIN 100    /* fewer may be missing in a new list, or 1 % */
@@ -334,7 +334,7 @@ static int reconnect(struct master *x, const char *why)
             break;
         if (master_stopped())
             break;
-        if (wait == 1000 || wait == RECONNECT_MAX_MS)
+        if (wait == 1000 || ctl_now_ms() - x->told_ms >= TOLD_EVERY_MS)
             tell(x, "trying again", err.text);
         pause_ms(wait);
         wait = 2 * wait < RECONNECT_MAX_MS ? 2 * wait : RECONNECT_MAX_MS;
