@@ -343,6 +343,26 @@ def put_back():
     want(session().delete("user.p.new2"), "OK")
 
 
+def seen():
+    """What any client of a node was told, every client of that node finds, at once: Cyrus opens a connection for each change."""
+    for n in (1, 2, 3):
+        a, b = session(n), session(n)
+        for i in range(60):
+            want(a.activate("user.seen", "be1!p", "%d\tl\t" % i), "OK")
+            want_found(b, "user.seen", box("user.seen", "be1!p", "%d\tl\t" % i))
+            if i % 3 == 2:
+                want(b.delete("user.seen"), "OK")
+                want_found(a, "user.seen", None)
+    # What only another node's client was told: NOOP.
+    a, b = session(1), session(2)
+    for i in range(20):
+        want(a.activate("user.seen", "be1!p", "%d\tl\t" % i), "OK")
+        want(b.noop(), "OK")
+        want_found(b, "user.seen", box("user.seen", "be1!p", "%d\tl\t" % i))
+        a, b = b, a
+    want(session().delete("user.seen"), "OK")
+
+
 # --- Races -----------------------------------------------------------------------------------------------------------------------------------------
 
 def races():
@@ -571,9 +591,25 @@ def no_quorum():
     want(m.activate("user.nq", "be1!p", ACL), "OK")
     want_found(m, "user.nq", box("user.nq", "be1!p"))
     pids = [int(p) for p in os.environ["OTHER_PIDS"].split()]
+    # For a moment: commands wait for it to pass.
+    patient, sessions = [session(at) for _ in range(2)], [session(at) for _ in range(7)] # it takes no new ones for a while
+    answers = []
     [os.kill(p, signal.SIGSTOP) for p in pids]
     try:
-        sessions = [session(at) for _ in range(7)]
+        time.sleep(1)
+        threads = [threading.Thread(target=lambda x, c: answers.append(x.command(*c)), args=a) for a in zip(patient, (("ACTIVATE", "user.nq1", "be1!p", ACL), ("NOOP",)))]
+        [t.start() for t in threads]
+        time.sleep(2)
+    finally:
+        [os.kill(p, signal.SIGCONT) for p in pids]
+    [t.join(20) for t in threads]
+    if [a.word for a in answers] != ["OK", "OK"]:
+        fail("a quorum that came back after 3 s: %r" % answers)
+    want(m.delete("user.nq1"), "OK")
+    # For longer. What this node's clients were told has to be published here: some milliseconds.
+    time.sleep(0.5)
+    [os.kill(p, signal.SIGSTOP) for p in pids]
+    try:
         t = time.time()
         results = {}
 
@@ -613,13 +649,13 @@ def no_quorum():
         if time.time() > end:
             fail("no quorum again: %r" % (a,))
     want_found(m, "user.nq-absent", None)
-    time.sleep(1.5)
+    time.sleep(1)
     want(m.noop(), "OK")
     # Nothing that was answered NO was done, or it was taken back.
     want_found(m, "user.nq", box("user.nq", "be1!p"))
-    want(session(at).delete("user.nq"), "OK")
+    want(m.delete("user.nq"), "OK")
     for n in ("user.nq2", "user.nq3"):
-        session(at).delete(n)
+        m.delete(n)
 
 
 if __name__ == "__main__":
