@@ -14,6 +14,7 @@
  *
  * Security: passwords pass through here in clear (PLAIN): the buffers are wiped, and the library's messages of its two most talkative levels, which may quote them, are dropped. */
 #include "sasl_login.h"
+#include <errno.h>
 #include <pthread.h>
 #include <sasl/sasl.h>
 #include <sasl/saslutil.h>
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 #include <utlist.h>
 #include "logger.h"
 #include "mem.h"
@@ -192,6 +194,18 @@ static int offers_make(struct err *err)
     return 0;
 }
 
+/* Said at the start rather than at the first login. */
+static void database_look(void)
+{
+    const char *path = option_find("sasldb_path"), *offer = sasl.offered[OFFERS_N - 2];
+    if (strcmp(option_find("pwcheck_method"), "auxprop") != 0 || strcmp(option_find("auxprop_plugin"), "sasldb") != 0 || !*offer || strcmp(offer, "\"GSSAPI\"") == 0)
+        return;
+    if (!path)
+        path = "/etc/sasldb2";
+    if (access(path, R_OK) != 0)
+        logger_line(LOGGER_WARN, "sasl", "nobody can log in with a password: %s: %s", path, strerror(errno));
+}
+
 int sasl_login_init(const char *const *options, size_t n, struct err *err)
 {
     /* Those of a connection go before these. The casts are the library's way. */
@@ -212,6 +226,8 @@ int sasl_login_init(const char *const *options, size_t n, struct err *err)
     sasl.quiet = false;
     if (rc != 0)
         sasl_login_close();
+    else
+        database_look();
     return rc;
 }
 

@@ -463,11 +463,37 @@ static void test_many(void **state)
     sasl_login_close();
 }
 
+/* The library and its database in several threads at once. */
+static void test_parallel(void **state)
+{
+    (void)state;
+    struct sasl_login *l[MANY];
+    library_with_db();
+    for (int round = 0; round < 5; round++) {
+        many_done = 0;
+        for (int i = 0; i < MANY; i++) {
+            const char *in = i % 3 ? "AG11cmRlcgBtdXJkZXJwdw==" : "AG11cmRlcgB3cm9uZw==";
+            l[i] = login_create(true, NULL);
+            many[i] = (struct sasl_step){.mechanism = "PLAIN", .in = in, .in_len = strlen(in), .done = on_many};
+            sasl_login_step(l[i], &pool, &many[i]);
+        }
+        while (many_done < MANY)
+            uv_run(&loop, UV_RUN_ONCE);
+        for (int i = 0; i < MANY; i++) {
+            if (many[i].code != (i % 3 ? 0 : RAFTDIR_EAUTH))
+                fail_msg("%d: %d (%s)", i, many[i].code, many[i].err.text);
+            sasl_login_destroy(&l[i]);
+        }
+    }
+    sasl_login_close();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_users),  cmocka_unit_test(test_steps),       cmocka_unit_test(test_names),
         cmocka_unit_test(test_offers), cmocka_unit_test(test_no_database), cmocka_unit_test(test_many),
+        cmocka_unit_test(test_parallel),
     };
     char path[64];
     if (!mkdtemp(dir) || uv_loop_init(&loop) != 0)
