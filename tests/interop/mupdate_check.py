@@ -7,7 +7,7 @@
   race A B USER PREFIX COUNT         CREATEs each of PREFIX0, PREFIX1, ... at A and B at once; prints "NAME a|b|both|none"
   script A USER        IMAP commands from standard input, one a line; prints those that weren't answered OK; goes on with a new connection when the server closes its own
 
-MUPDATE_CHECK_TLS=starttls in the environment: the MUPDATE client uses TLS.
+A HOST:PORT of MUPDATE may be several, with commas: the first that takes the client. MUPDATE_CHECK_TLS=starttls in the environment: the MUPDATE client uses TLS.
 
 A row: NAME TAB SERVER!PARTITION TAB ACL (its tabs as spaces) TAB active|reserved.
 """
@@ -28,7 +28,13 @@ TIMEOUT_S = 30
 
 
 def mupdate(address, user, password):
-    return mc.Mupdate(address, tls=os.environ.get("MUPDATE_CHECK_TLS"), timeout=TIMEOUT_S).login(user, password)
+    failure = None
+    for one in address.split(","):
+        try:
+            return mc.Mupdate(one, tls=os.environ.get("MUPDATE_CHECK_TLS"), timeout=TIMEOUT_S).login(user, password)
+        except (OSError, mc.Closed, mc.Refused) as e:
+            failure = e
+    raise failure
 
 
 def mup(address, user, password, verb, *args):

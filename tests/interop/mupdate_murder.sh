@@ -5,20 +5,22 @@
 # Everything is below $murder ($work/murder). The servers run as nobody when the test is root. Nothing is preloaded but preload_names.so, by which names and ports of this machine's
 # servers are found without touching /etc/hosts; $mupdate_host resolves to all nodes, for each server in another order. Passwords: whatever is given is right, but for raftdir's own.
 #
-# To be set before murder_setup: directory (raftdir, stock), suite_of[SERVER] (whose Cyrus; "" is this machine's), mupdate_location (what mupdate_server says),
+# RAFTDIR_TEST_DIRECTORY=stock, and RAFTDIR_TEST_CYRUS="be1=trixie fe=trixie" (whose Cyrus; else this machine's), choose by hand. To be set before murder_setup: mupdate_location (what mupdate_server says),
 # cyrus_extra (further lines for all imapd.conf), murder_prefix (a command before each of Cyrus' programs, such as nsenter).
 
 murder=$work/murder
 murder_client=$top/tests/interop/preload_client.py
 murder_check=$top/tests/interop/mupdate_check.py
-directory=${directory:-raftdir}
+directory=${RAFTDIR_TEST_DIRECTORY:-raftdir}
 mupdate_host=directory.test mupdate_port=3905
 mupdate_location=$mupdate_host:$mupdate_port
 mupdate_user=murder mupdate_password=murderpw
 cyrus_extra="force_sasl_client_mech: PLAIN"
+murder_delete_mode_be2=immediate
 murder_prefix=()
 servers=(be1 be2 fe)
 declare -A suite_of=([be1]="" [be2]="" [fe]="" [master]="")
+for setting in ${RAFTDIR_TEST_CYRUS:-}; do suite_of[${setting%%=*}]=${setting#*=}; done
 if [ "$(id -u)" = 0 ]; then cyrus_user=nobody; else cyrus_user=$(id -un); fi
 
 free_ports() {  # free_ports N: that many, free at this moment
@@ -88,7 +90,7 @@ $cyrus_extra
 X
   case $s in
     be1) printf 'proxyservers: murder\ndelete_mode: delayed\n' >>"$d.conf" ;;
-    be2) printf 'proxyservers: murder\ndelete_mode: immediate\n' >>"$d.conf" ;;
+    be2) printf 'proxyservers: murder\ndelete_mode: %s\n' "$murder_delete_mode_be2" >>"$d.conf" ;;
     fe) printf 'defaultserver: be1.test\nserverlist: be1.test be2.test\n' >>"$d.conf" ;;
     master) printf 'mupdate_connections_max: 256\n' >>"$d.conf" ;;
   esac
@@ -193,8 +195,9 @@ at_end murder_stop
 imap() { local s=$1 user=$2; shift 2; "${murder_prefix[@]}" timeout 90 python3 "$murder_client" imap "$(imap_at "$s")" "$user" "$@"; }
 lmtp() { local s=$1; shift; "${murder_prefix[@]}" timeout 90 python3 "$murder_client" lmtp "$(lmtp_at "$s")" "$@"; }
 messages() { local s=$1; shift; "${murder_prefix[@]}" timeout 60 python3 "$murder_client" messages "$(imap_at "$s")" "$@"; }
-# mup VERB ARGUMENT...: as a MUPDATE client of the first address
-mup() { local at; at=$(sed -n '1s/ /:/p' "$murder/directory"); "${murder_prefix[@]}" timeout 60 python3 "$murder_check" mup "$at" "$mupdate_user" "$mupdate_password" "$@"; }
+# mup VERB ARGUMENT...: as a MUPDATE client of the first node that takes it
+mupdate_ats() { tr ' ' ':' <"$murder/directory" | paste -sd,; }
+mup() { local at; at=$(mupdate_ats); "${murder_prefix[@]}" timeout 60 python3 "$murder_check" mup "$at" "$mupdate_user" "$mupdate_password" "$@"; }
 
 # --- What everybody believes: lines of NAME TAB SERVER!PARTITION TAB ACL TAB active|reserved, in Cyrus' order ---------------------------------
 directory_rows() { mup LIST; }
@@ -226,7 +229,7 @@ all_agree() {
 }
 # holds 'at NAME SERVER!PARTITION' 'acl NAME ACL' 'gone NAME'...: what the directory says of them
 holds() {
-  local at; at=$(sed -n '1s/ /:/p' "$murder/directory")
+  local at; at=$(mupdate_ats)
   want 0 "${murder_prefix[@]}" timeout 60 python3 "$murder_check" holds "$at" "$mupdate_user" "$mupdate_password" "$directory" "$@"
   [ ! -s "$work/out" ] || fail "$(cat "$work/out")"
 }
