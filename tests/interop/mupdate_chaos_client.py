@@ -5,7 +5,7 @@
                                                       may be below user.w*. Prints figures; ends with 1 when something couldn't be done within a minute, or mail bounced
 
 What is asked for: whatever was answered OK stays done; what wasn't can be tried again until it succeeds; mail for a user whom the frontend has seen is never refused for good.
-Names have letters and digits only, because of a fault of Cyrus' frontends (tests/README.md).
+Names have letters and digits only, because of a fault of Cyrus' frontends (deploy/MUPDATE.md).
 """
 import imaplib
 import os
