@@ -303,7 +303,7 @@ def slow_readers(address, pid, probe_file, quiet_file):
             time.sleep(0.1)
             grown = max(grown, rss_kb(pid) - before)
         figure("mupdate_abuse/slow_readers: %d LISTs and UPDATEs that nobody reads: %.1f MB of memory, %.1f MB each" % (len(conns), grown / 1024, grown / 1024 / len(conns)))
-        if grown > len(conns) * 5 * 1024:
+        if grown > len(conns) * 3.2 * 1024:
             wrong("%d slow readers take %d KB" % (len(conns), grown))
         # The others' lists still come; and the whole of a slow reader's, as soon as he reads.
         other = mc.Mupdate(address, timeout=20).login()
