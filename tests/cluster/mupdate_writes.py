@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The cases of tests/cluster/mupdate_writes and mupdate_faults: each a function, named on the command line; the nodes are in CLUSTER_MUPDATE_1.. of the environment. A case that fails says why and ends with 1."""
+"""The cases of tests/cluster/mupdate_writes, mupdate_faults and mupdate_no_quorum: each a function, named on the command line; the nodes are in CLUSTER_MUPDATE_1.. of the environment. A case that fails says why and ends with 1."""
 import os, signal, sys, threading, time
 import mupdate_client as mc
 
