@@ -29,7 +29,13 @@ s = [socket.socket() for _ in range(int(sys.argv[1]))]
 for x in s: x.bind(("127.0.0.1", 0))
 print(*(x.getsockname()[1] for x in s))' "$1"
 }
-root_of() { if [ -n "${suite_of[$1]}" ]; then echo "$top/build/cyrus-${suite_of[$1]}/root"; else echo "$cyrus_root"; fi; }
+root_of() {
+  local root=$cyrus_root
+  [ -z "${suite_of[$1]}" ] || root=$top/build/cyrus-${suite_of[$1]}/root
+  # A copy, where Cyrus' user can't get at the checkout (murder_find).
+  if [ -n "$root" ] && [ -d "$work/programs$root" ]; then root=$work/programs$root; fi
+  echo "$root"
+}
 # "3.6", "3.10", by the package's version.
 version_of() {
   local v
@@ -115,16 +121,23 @@ server_env() {
     settings+=("SASL_PATH=$( (find "$root/usr/lib" "$root/lib" -maxdepth 2 -name sasl2 2>/dev/null || true) | paste -sd:)")
     [ -n "${suite_of[$server]}" ] || settings+=("LD_LIBRARY_PATH=$(cyrus_libraries "$root")")
   fi
-  "${murder_prefix[@]}" env "${settings[@]}" CYRUS_USER="$cyrus_user" PRELOAD_NAMES="$murder/$server.names" LD_PRELOAD="$build_release/tests/preload_names.so" "$@"
+  "${murder_prefix[@]}" env "${settings[@]}" CYRUS_USER="$cyrus_user" PRELOAD_NAMES="$murder/$server.names" LD_PRELOAD="$murder/preload_names.so" "$@"
 }
 # shellcheck disable=SC2046
 cyrus_tool() { local s=$1 name=$2; shift 2; server_env "$s" $(program "$s" "$name") -C "$murder/$s.conf" "$@"; }
 
 murder_find() {  # the programs of all servers are there
-  local s
+  local s root
   if ! cyrus_find mupdate 2>"$work/why"; then echo "not ok cyrus: its packages could not be fetched: $(tail -n 1 "$work/why")"; exit 1; fi
   for s in "${servers[@]}"; do
     [ -z "${suite_of[$s]}" ] || cyrus_find_suite "${suite_of[$s]}" 2>"$work/why" || return 1
+  done
+  for s in "${!suite_of[@]}"; do
+    root=$(root_of "$s")
+    if [ -z "$root" ] || [ "$(id -u)" != 0 ] || runuser -u $cyrus_user -- test -x "$root/usr/lib/cyrus/bin/imapd" || [ -d "$work/programs$root" ]; then continue; fi
+    mkdir -p "$work/programs$root"
+    chmod 755 "$work"
+    cp -a "$root/." "$work/programs$root/"
   done
 }
 # Each node's address for MUPDATE, one a line: HOST PORT.
@@ -134,6 +147,7 @@ murder_setup() {  # after cluster_start
   [ "$directory" != stock ] || servers=(master be1 be2 fe)
   mkdir -p "$murder"
   chmod 755 "$work" "$murder"
+  cp "$build_release/tests/preload_names.so" "$murder/"
   read -r -a ports < <(free_ports $((3 * ${#servers[@]})))
   : >"$murder/names"
   for s in "${servers[@]}"; do
