@@ -667,6 +667,7 @@ int ctl_import_master(struct ctl *c)
     if (!exit_code) {
         sigaction(SIGINT, &act, NULL);
         sigaction(SIGTERM, &act, NULL);
+        signal(SIGPIPE, SIG_IGN); /* OpenSSL writes to connections that are gone, and has no MSG_NOSIGNAL */
         exit_code = import_open(c);
     }
     if (!exit_code && master_read(&x, c->o.follow, &err))
