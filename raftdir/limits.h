@@ -154,5 +154,6 @@
 #define MUPDATE_VIEW_ROWS 512           /* sessions in one frame of `raftdirctl mupdate sessions`: a frame is at most CLIENT_FRAME_LEN_MAX */
 #define MUPDATE_SNAPSHOTS_MAX 64        /* lists that hold a snapshot of the state, at one node; others wait their turn */
 #define MUPDATE_SNAPSHOT_LEN (256u << 10) /* rows are made in pieces of this length */
+#define MUPDATE_LISTS_RATE 300000000u   /* bytes of lists that a service thread sends in a second, about 2 M rows: lookups come in between */
 
 #endif

@@ -73,6 +73,9 @@ struct service {
     struct inbox lists_made;      /* what it has made */
     unsigned lists;               /* MUPDATE lists that hold a snapshot */
     struct mupdate_list *lists_waiting; /* those that wait for their turn, in order */
+    struct mupdate_list *lists_paced;   /* those that go on with the timer */
+    uv_timer_t lists_pace;
+    uint64_t lists_sent_ns;             /* when what was sent of them would have been sent at their pace */
     bool mupdate_opened;          /* its listeners were open before: from now on only after MUPDATE_FRESH_MS of a fresh state */
     uint64_t mupdate_fresh_ms;    /* since when it is fresh; 0: it isn't */
     uint64_t mupdate_looked_ms;   /* when sessions' times were last looked at */

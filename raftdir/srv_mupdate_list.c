@@ -2,7 +2,7 @@
  *
  * Happy path: a majority confirms the state (mupdate_linearize); a snapshot in a read transaction of its own; the service's lister, a thread of low priority, makes pieces of
  * MUPDATE_SNAPSHOT_LEN of it, the loop sends them while the client takes them: one is made while another is sent. The loop itself never walks through the state, and sends a slice a turn, round
- * robin with other streams.
+ * robin with other streams, and no more than MUPDATE_LISTS_RATE altogether: a loop that has no pause waits for a processor as long as anybody, and so do the lookups that it answers.
  * Not in libuv's pool: there logins and name resolution would wait behind lists, all of them behind a process that was stopped while it took a reader's slot (thread_readers.c), and
  * its threads can't have a priority of their own.
  * The snapshot is let go of with the last piece made, before the client has it all.
@@ -14,10 +14,9 @@
  * being used again; another state has taken the place of the one that is read (an image, a reset, a copy), or this one failed; a record is damaged (the node fails, and what was
  * sent has no OK behind it).
  * The connection goes: nothing more is made; the piece that the lister works on ends first, and then the session is freed. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include <utlist.h>
 #include "logger.h"
@@ -28,6 +27,8 @@
 #define LIST_LOOK_MS 250                     /* how often the bounds are looked at */
 #define LIST_PACE_LEN (MUPDATE_SNAPSHOT_LEN) /* what a client takes in MUPDATE_STALL_MS at the least */
 #define LIST_SLICE_LEN (64u << 10)           /* sent in one turn */
+#define LIST_SLICE_ZIP_LEN (16u << 10)       /* the same with COMPRESS, which takes longer */
+#define LIST_BURST_NS 3000000ull             /* what was not sent in so long may be made up for: timers are coarse */
 #define LISTER_NICE 5                        /* lookups and writes go first where processors are short */
 
 struct piece {
@@ -36,11 +37,11 @@ struct piece {
 };
 
 struct mupdate_list {
-    struct mupdate_list *prev, *next; /* of service->lists_waiting */
+    struct mupdate_list *prev, *next, **queue; /* of service->lists_waiting or lists_paced; queue NULL: of neither */
     struct mupdate_session *m;
     struct service *service;
     void (*done)(struct mupdate_session *m, uint64_t index);
-    bool waiting, holds;       /* its turn hasn't come; it counts in service->lists */
+    bool holds;                /* it counts in service->lists */
     struct store *store;       /* until the rows are made */
     unsigned store_generation;
     uint64_t used_len;         /* of the state's file, when it began */
@@ -73,6 +74,20 @@ static unsigned share(const struct service *s)
     return s->d->services_n < MUPDATE_SNAPSHOTS_MAX ? MUPDATE_SNAPSHOTS_MAX / (s->d->services_n ? s->d->services_n : 1) : 1;
 }
 
+static void queue_leave(struct mupdate_list *l)
+{
+    if (l->queue)
+        DL_DELETE(*l->queue, l);
+    l->queue = NULL;
+}
+
+static void queue_enter(struct mupdate_list *l, struct mupdate_list **queue)
+{
+    queue_leave(l);
+    l->queue = queue;
+    DL_APPEND(*queue, l);
+}
+
 /* The snapshot has ended: somebody else's turn. */
 static void snapshot_end(struct mupdate_list *l)
 {
@@ -89,11 +104,9 @@ static void snapshot_end(struct mupdate_list *l)
 /* Not while the lister works on it. */
 static void list_free(struct mupdate_list *l)
 {
-    if (l->waiting)
-        DL_DELETE(l->service->lists_waiting, l);
+    queue_leave(l);
     srv_stream_stop(&l->stream);
     srv_wait_cancel(&l->look);
-    l->waiting = false;
     snapshot_end(l);
     mupdate_out_free(&l->ready.text);
     mupdate_out_free(&l->next_piece.text);
@@ -108,6 +121,7 @@ void mupdate_list_close(struct mupdate_session *m)
     if (l->working) { /* m->list stays, and with it the session, until the lister is done with it */
         l->gone = true;
         atomic_store(&l->stop, true);
+        queue_leave(l);
         srv_stream_stop(&l->stream);
         srv_wait_cancel(&l->look);
         return;
@@ -137,8 +151,12 @@ static bool lister_run(void *data, struct worker_item *item)
     static _Thread_local bool lowered;
     struct service *s = data;
     struct mupdate_list *l = (struct mupdate_list *)((char *)item - offsetof(struct mupdate_list, work));
-    if (!lowered)
-        lowered = setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), LISTER_NICE) == 0; /* where it can't, lists take what they need */
+    if (!lowered) {
+        lowered = true;
+        errno = 0;
+        if (nice(LISTER_NICE) == -1 && errno) /* on Linux: this thread's */
+            logger_line(LOGGER_WARN, "mupdate", "the lister keeps its priority: %s", strerror(errno));
+    }
     l->rc = mupdate_snapshot_piece(l->rows, MUPDATE_SNAPSHOT_LEN, &l->stop, &l->next_piece.text, &l->next_piece.rows, &l->err);
     inbox_push(&s->lists_made, &l->worked); /* open while there is work: thread_service.c */
     return true;
@@ -154,7 +172,7 @@ static int lister_start(struct service *s, struct err *err)
 
 static void resume(struct mupdate_list *l)
 {
-    if (!l->gone && (l->ready.text.len > l->sent || (l->made && !l->next_there)) && !mupdate_backed_up(l->m))
+    if (!l->gone && !l->queue && (l->ready.text.len > l->sent || (l->made && !l->next_there)) && !mupdate_backed_up(l->m))
         srv_stream_run(l->service, &l->stream);
 }
 
@@ -227,17 +245,45 @@ static void all_sent(struct mupdate_list *l)
     done(m, index);
 }
 
+static void on_pace(uv_timer_t *timer)
+{
+    struct service *s = timer->data;
+    struct mupdate_list *l;
+    while ((l = s->lists_paced)) {
+        queue_leave(l);
+        resume(l);
+    }
+}
+
+/* All lists of this thread together have sent what they may: it goes on in a moment. */
+static bool paced(struct mupdate_list *l)
+{
+    struct service *s = l->service;
+    uint64_t now = uv_hrtime();
+    if (s->lists_sent_ns + LIST_BURST_NS < now)
+        s->lists_sent_ns = now - LIST_BURST_NS;
+    if (s->lists_sent_ns <= now)
+        return false;
+    queue_enter(l, &s->lists_paced);
+    if (!uv_is_active((uv_handle_t *)&s->lists_pace))
+        uv_timer_start(&s->lists_pace, on_pace, 1, 0);
+    return true;
+}
+
 static void on_turn(struct srv_stream *st)
 {
     struct mupdate_list *l = (struct mupdate_list *)((char *)st - offsetof(struct mupdate_list, stream));
     if (l->m->closing || mupdate_backed_up(l->m))
         return; /* mupdate_list_close comes, or mupdate_list_drained */
-    size_t len = l->ready.text.len - l->sent;
-    if (len > LIST_SLICE_LEN)
-        len = LIST_SLICE_LEN;
+    if (paced(l))
+        return;
+    size_t len = l->ready.text.len - l->sent, slice = l->m->zip ? LIST_SLICE_ZIP_LEN : LIST_SLICE_LEN;
+    if (len > slice)
+        len = slice;
     if (len)
         mupdate_send(l->m, l->ready.text.p + l->sent, len);
     l->sent += len;
+    l->service->lists_sent_ns += len * 1000000000ull / MUPDATE_LISTS_RATE;
     if (l->sent == l->ready.text.len) {
         mupdate_view_sent(l->m, l->ready.rows, 0);
         l->ready.rows = 0;
@@ -288,8 +334,7 @@ static void on_look(struct srv_wait *w)
 static void begin(struct mupdate_list *l)
 {
     struct service *s = l->service;
-    DL_DELETE(s->lists_waiting, l);
-    l->waiting = false;
+    queue_leave(l);
     l->holds = true;
     s->lists++;
     struct err err = {0};
@@ -328,8 +373,7 @@ void mupdate_rows(struct mupdate_session *m, const struct mupdate_word *servers,
     l->stream.turn = on_turn;
     l->rows = mupdate_snapshot_create(&m->tag, &(struct mupdate_snapshot_filter){.servers = servers, .servers_n = n, .prefix = {prefix, prefix ? strlen(prefix) : 0}});
     m->list = l;
-    l->waiting = true;
-    DL_APPEND(s->lists_waiting, l);
+    queue_enter(l, &s->lists_waiting);
     turns_give(s);
 }
 

@@ -63,6 +63,7 @@ static void close_begin(struct service *s)
     uv_close((uv_handle_t *)&s->publication.poll, NULL);
     uv_close((uv_handle_t *)&s->tick, NULL);
     uv_close((uv_handle_t *)&s->turn, NULL);
+    uv_close((uv_handle_t *)&s->lists_pace, NULL);
 }
 
 /* --- Listening -------------------------------------------------------------------------------------------------------------- */
@@ -131,7 +132,8 @@ int service_create(struct daemon *d, unsigned number, struct service **service_r
         mem_exhausted("service loop");
     uv_timer_init(&s->loop, &s->tick);
     uv_idle_init(&s->loop, &s->turn);
-    s->tick.data = s->turn.data = s;
+    uv_timer_init(&s->loop, &s->lists_pace);
+    s->tick.data = s->turn.data = s->lists_pace.data = s;
     int rc = listen_clients(s, err);
     if (rc == 0)
         rc = srv_mupdate_start(s, err);
