@@ -157,6 +157,7 @@ void mupdate_tls_done(struct mupdate_session *m);
 void mupdate_compress(struct mupdate_session *m);
 int mupdate_inflate(struct mupdate_session *m, const uint8_t *data, size_t len, struct mupdate_out *to); /* < 0: garbage, or more than a bomb may become */
 void mupdate_deflate(struct mupdate_session *m, const void *data, size_t len, struct mupdate_out *to);
+void mupdate_access_renew(struct mupdate_session *m); /* m->access by the rules as they are now */
 bool mupdate_may(struct mupdate_session *m, enum access_role role); /* by the rules as they are now; answers itself when not */
 bool mupdate_auth_holds(struct mupdate_session *m); /* false: who it was let in as has no role any more, by the rules as they are now */
 void mupdate_auth_close(struct mupdate_session *m);

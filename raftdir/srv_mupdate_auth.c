@@ -55,7 +55,7 @@ static int named_access(struct mupdate_session *m, const char *name, bool by_cer
     return by_cert ? daemon_access(d, name, 0, access_r, err) : daemon_access_sasl(d, name, access_r, err);
 }
 
-static void access_renew(struct mupdate_session *m)
+void mupdate_access_renew(struct mupdate_session *m)
 {
     unsigned generation = atomic_load(&m->service->d->rules_generation);
     struct access fresh;
@@ -85,13 +85,13 @@ void mupdate_auth_begin(struct mupdate_session *m)
 
 bool mupdate_auth_holds(struct mupdate_session *m)
 {
-    access_renew(m);
+    mupdate_access_renew(m);
     return m->auth == MUPDATE_ANONYMOUS || m->access.role != ACCESS_NONE;
 }
 
 bool mupdate_may(struct mupdate_session *m, enum access_role role)
 {
-    access_renew(m);
+    mupdate_access_renew(m);
     if (m->access.role >= role)
         return true;
     if (m->auth == MUPDATE_ANONYMOUS)

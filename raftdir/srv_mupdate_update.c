@@ -176,6 +176,11 @@ static void on_turn(struct srv_stream *st)
     struct err err = {0};
     if (m->closing || mupdate_backed_up(m))
         return; /* mupdate_update_close comes, or mupdate_update_drained */
+    mupdate_access_renew(m);
+    if (m->access.role < ACCESS_READ) {
+        end(u, RAFTDIR_EPERM, "you may not read any more");
+        return;
+    }
     struct chunk c = {0};
     int rc = chunk_read(u, &c, &err);
     if (c.out.len)
