@@ -65,6 +65,7 @@ struct consensus {
     int failed; /* code, 0: none */
     char why[ERR_TEXT_LEN];
     bool removed, stopping, closing;
+    uint64_t stop_by_ms; /* writes are waited for until then */
     bool ended; /* for `failed` or `removed`: everything is closed, and Status says so */
     struct consensus_call *reset; /* waits until nobody works on the data directory */
     bool no_space_log, no_space_apply;

@@ -160,6 +160,7 @@ struct node_status {
     bool differs_undecided; /* a member's digest differs, and no majority is known to say that it is the wrong one: this state must not be copied to others */
 };
 void node_status_get(struct node *n, uint64_t now, struct node_status *status_r);
+bool node_writes_wait(const struct node *n); /* some write of this node's own has no result yet */
 
 struct node_peer {
     uint64_t id;

@@ -488,6 +488,15 @@ void node_ops_pack(struct node *n)
     }
 }
 
+bool node_writes_wait(const struct node *n)
+{
+    const struct op *op;
+    for (op = n->ops; op; op = op->hh.next)
+        if (op->writes)
+            return true;
+    return false;
+}
+
 void node_ops_close(struct node *n)
 {
     struct op *op, *tmp;

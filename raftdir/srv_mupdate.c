@@ -163,6 +163,8 @@ static void command_end(struct mupdate_session *m)
         m->command = NULL;
         m->command_size = 0;
     }
+    if (atomic_load(&m->service->d->stop_wanted) && !m->deleted && !m->logged_out)
+        mupdate_bye(m, "this node is shutting down, use another"); /* else who sends one command after the other keeps it from that; a rename may go on */
     if (m->taking)
         return;
     view_doing(m);
@@ -521,7 +523,7 @@ static void session_look(struct mupdate_session *m, uint64_t now, enum shared_ph
         mupdate_bye(m, "this node has failed, use another");
     else if (phase == SHARED_REMOVED || phase == SHARED_UNCONFIGURED)
         mupdate_bye(m, "this node is no member of the cluster any more, use another");
-    else if (phase == SHARED_STOPPING && !m->busy)
+    else if (phase == SHARED_STOPPING && !m->busy && !m->deleted)
         mupdate_bye(m, "this node is shutting down, use another");
     else if (!m->busy && !mupdate_auth_holds(m))
         mupdate_bye(m, "%s has no role here any more", m->access.identity);

@@ -178,7 +178,7 @@ static void result(struct mupdate_session *m, const Raftdir__Log__Result *r)
 {
     mupdate_seen(m->service, r->index);
     bool late = shared_now_ms() >= m->deadline_ms + LATE_MS && r->code == 0 && (m->write.was || (m->deleted && m->renaming));
-    if (!m->conn) {
+    if (!m->conn || m->closing) { /* closing: it was let go, and isn't answered any more */
         gone(m, r, false);
     } else if (late) {
         take_back(m, r, false, "its result came when its client had given up", NULL);
@@ -208,6 +208,12 @@ static void no_result(struct mupdate_session *m, int code)
             mupdate_refuse(m, "no majority of the directory's nodes is in reach: not done, try again");
         else
             mupdate_refuse(m, "too many writes are waiting at this node: not done, try again");
+        return;
+    case RAFTDIR_ENOTREADY: /* this node has ended its part before it had the write */
+        if (m->conn)
+            mupdate_refuse(m, "this node has stopped serving: not done, try again, at another node");
+        else
+            gone(m, NULL, false);
         return;
     case RAFTDIR_ENOSPC:
         if (m->conn)

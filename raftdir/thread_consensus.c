@@ -15,6 +15,7 @@
 #include "thread_service.h"
 
 #define STOP_TRANSFER_MS 1000
+#define STOP_WRITES_MS 2000 /* what is on its way when the daemon stops gets its result in this time, or its client can't be told */
 #define DETAILS_REFRESH_MS 250
 #define SPACE_TRANSFER_MS 10000 /* a leader without space offers its place this often */
 
@@ -263,6 +264,7 @@ static void on_compact(struct consensus *c, struct consensus_call *call)
 static void stop_begin(struct consensus *c)
 {
     c->stopping = true;
+    c->stop_by_ms = shared_now_ms() + STOP_WRITES_MS;
     shared_phase_set(&c->d->shared, SHARED_STOPPING, NULL);
     if (c->node && !c->failed && !c->removed && !c->transfer_runs)
         consensus_transfer_begin(c, STOP_TRANSFER_MS);
@@ -342,10 +344,17 @@ static void on_messages(struct inbox *inbox, struct inbox_msg *list)
 
 /* --- The end ----------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Once leadership is somewhere else, or can't be in time: the node, then its threads, then the loop. */
+/* A write whose outcome its client isn't told may be done all the same: a MUPDATE client, which can't ask another node for it, then believes something else than the directory says. Comes to an
+ * end though others may begin meanwhile; on_watch looks again when nothing else happens. */
+static bool writes_wait(struct consensus *c)
+{
+    return c->node && !c->failed && !c->removed && shared_now_ms() < c->stop_by_ms && node_writes_wait(c->node);
+}
+
+/* Once leadership is somewhere else, or can't be in time, and writes have their results: the node, then its threads, then the loop. */
 static void stop_go_on(struct consensus *c)
 {
-    if (c->closing || (c->node && !c->failed && c->transfer_runs))
+    if (c->closing || (c->node && !c->failed && c->transfer_runs) || writes_wait(c))
         return;
     c->closing = true;
     consensus_member_close(c, true);

@@ -583,6 +583,53 @@ def gave_up():
         session(other).delete("user.g%d.new" % i)
 
 
+def stop():
+    """A follower is told to stop while DELETEs are on their way to the leader: each is answered, and what isn't answered OK wasn't done, or was taken back."""
+    victim, pid, leader = int(os.environ["VICTIM"]), int(os.environ["VICTIM_PID"]), int(os.environ["LEADER_PID"])
+    other = 1 + victim % 3
+    sessions = []
+    for i in range(8):
+        want(session(other).activate("user.s%d" % i, "be1!p", ACL), "OK")
+        m = session(victim)
+        want(m.noop(), "OK")
+        sessions.append(m)
+    os.kill(leader, signal.SIGSTOP)
+    try:
+        [m.send_words("Z", "DELETE", ("user.s%d" % i,)) for i, m in enumerate(sessions)]
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.3)
+    finally:
+        os.kill(leader, signal.SIGCONT)
+    said = []
+    for m in sessions:
+        try:
+            said.append(m.read_answer("Z").word)
+        except (OSError, mc.Closed, mc.Refused) as e:
+            said.append(repr(e))
+    time.sleep(0.5)
+    o = session(other)
+    want(o.noop(), "OK")
+    for i, word in enumerate(said):
+        there = found(o, "user.s%d" % i) is not None
+        if there == (word == "OK"):
+            fail("user.s%d is %s, and its DELETE was answered %s (%r)" % (i, "there" if there else "gone", word, said))
+        if there:
+            want(o.delete("user.s%d" % i), "OK")
+    if "OK" not in said:
+        fail("no command in flight was waited for: %r" % said)
+
+
+def stop_load():
+    """The leader is told to stop while clients write through all nodes: no command is answered NO."""
+    victim, pid = int(os.environ["VICTIM"]), int(os.environ["VICTIM_PID"])
+    state = load(os.environ["OWN"], victim, lambda: (os.kill(pid, signal.SIGTERM), time.sleep(2)))
+    if state["no"]:
+        fail("a leader was told to stop: %d NO, %r" % (len(state["no"]), state["no"][:3]))
+    with open(os.environ["STATE"], "w") as f:
+        f.writelines("%s %d\n" % i for i in state["sure"].items())
+
+
 def no_quorum():
     """The other two are stopped: what is there is found, what isn't can't be told once the state is too old, writes end in time, and the text says that one shall try again."""
     at = int(os.environ["AT"])
