@@ -9,6 +9,7 @@
  * FIND after LIST "server!...": that is `ctl_mboxlist -m` (of 3.6 and 3.10 alike), which WIPES its mailbox when FIND says that it is anywhere else. It is never told so: the directory may
  * be wrong, and the mail be there. Such a FIND finds nothing, ctl_mboxlist then tries to activate the mailbox, is refused, and a person finds a line in both logs. */
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include "logger.h"
 #include "srv_mupdate.h"
@@ -31,13 +32,22 @@ static bool serves(struct service *s)
     return view.phase == SHARED_RUNNING || view.phase == SHARED_STOPPING;
 }
 
+/* Within a write, what the client has deleted for it is put back. */
+static void cant_tell(struct mupdate_session *m, const char *text)
+{
+    if (m->write.begin)
+        mupdate_refuse(m, text);
+    else
+        mupdate_answer(m, "NO", "%s", text);
+}
+
 static void waited(struct srv_wait *w)
 {
     struct mupdate_session *m = (struct mupdate_session *)((char *)w - offsetof(struct mupdate_session, wait));
     if (!serves(m->service))
-        mupdate_answer(m, "NO", "this node has stopped serving; try again, at another node");
+        cant_tell(m, "this node has stopped serving; try again, at another node");
     else if (!srv_wait_reached(w))
-        mupdate_answer(m, "NO", "this node is behind the others; try again");
+        cant_tell(m, "this node is behind the others; try again");
     else
         m->next_step(m);
 }
@@ -72,9 +82,11 @@ static void asked(struct consensus_call *call)
         m->wait.done = ask_again; /* an election may be under way */
         srv_wait_begin(m->service, &m->wait, UINT64_MAX, now + RETRY_MS);
     } else if (call->code == RAFTDIR_ENOQUORUM) {
-        mupdate_answer(m, "NO", "can't tell: no majority of the directory's nodes is in reach; try again");
+        cant_tell(m, "can't tell: no majority of the directory's nodes is in reach; try again");
     } else {
-        mupdate_answer(m, "NO", "can't tell: %s; try again", *call->err.text ? call->err.text : err_text(call->code));
+        char text[ERR_TEXT_LEN + 32];
+        snprintf(text, sizeof text, "can't tell: %s; try again", *call->err.text ? call->err.text : err_text(call->code));
+        cant_tell(m, text);
     }
 }
 

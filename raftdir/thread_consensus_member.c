@@ -353,6 +353,7 @@ static int reset(struct consensus *c, struct err *err)
     memset(&c->image, 0, sizeof c->image);
     memset(&c->renewal, 0, sizeof c->renewal);
     shared_reset(&d->shared, d->uuid);
+    atomic_store(&d->mupdate_seen, 0); /* another cluster's indexes begin anew */
     return 0;
 }
 
