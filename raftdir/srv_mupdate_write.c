@@ -366,7 +366,7 @@ static void delete_look(struct mupdate_session *m)
     Raftdir__Log__Precondition seen = RAFTDIR__LOG__PRECONDITION__INIT, *preconditions[] = {&seen};
     const char *server = *m->access.server ? m->access.server : m->view.server;
     struct store_mailbox box;
-    char text[ERR_TEXT_LEN];
+    char text[ERR_TEXT_LEN], at[SERVER_LEN_MAX + 1];
     int rc = look(m, &box);
     if (rc != 0 && rc != RAFTDIR_ENOTFOUND)
         return;
@@ -399,11 +399,12 @@ static void delete_look(struct mupdate_session *m)
         op.preconditions = preconditions;
         op.n_preconditions = 1;
     }
+    snprintf(at, sizeof at, "%.*s", (int)box.server.len, box.server.s ? box.server.s : ""); /* what is held there may be activated elsewhere before the request */
     srv_txn_done(m->service);
     delete.name = arg(m, 0);
-    location.server = (char *)(uintptr_t)server;
+    location.server = at;
     location.partition = arg(m, 0) + strlen(mupdate_arg(m, 0));
-    delete.location = *server ? &location : NULL;
+    delete.location = &location;
     token_set(&delete.token, &delete.has_token);
     op.op_case = RAFTDIR__LOG__OP__OP_DELETE;
     op.delete_ = &delete;

@@ -583,6 +583,27 @@ def gave_up():
         session(other).delete("user.g%d.new" % i)
 
 
+def held_taken():
+    """What is held at one server is activated at another between the look of a DELETE and its request: it isn't deleted there."""
+    victim, leader = int(os.environ["VICTIM"]), int(os.environ["LEADER_PID"])
+    want(session(victim).activate("user.h", "be1!p", ACL), "OK")
+    want(session(victim).deactivate("user.h", "be1!p"), "OK")
+    a, b = session(victim), session(victim)
+    [want(m.noop(), "OK") for m in (a, b)]
+    os.kill(leader, signal.SIGSTOP)
+    try:
+        b.send_words("Z", "ACTIVATE", ("user.h", "be2!q", ACL))
+        time.sleep(0.1)
+        a.send_words("Z", "DELETE", ("user.h",))
+        time.sleep(0.1)
+    finally:
+        os.kill(leader, signal.SIGCONT)
+    want(b.read_answer("Z"), "OK")
+    want(a.read_answer("Z"), "NO", "be2!q")
+    want_found(a, "user.h", box("user.h", "be2!q"))
+    want(session(victim).delete("user.h"), "OK")
+
+
 def stop():
     """A follower is told to stop while DELETEs are on their way to the leader: each is answered, and what isn't answered OK wasn't done, or was taken back."""
     victim, pid, leader = int(os.environ["VICTIM"]), int(os.environ["VICTIM_PID"]), int(os.environ["LEADER_PID"])
