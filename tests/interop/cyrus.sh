@@ -57,6 +57,16 @@ cyrus_download_suite() {
   rm -rf "$dir"/{apt,lists,archives,debs,status}
   mv "$dir/version" "$dir/done"
 }
+# A root that Cyrus' user can get at: that one, or a copy below $work when the checkout is below somebody's home.
+cyrus_within_reach() {
+  if [ -z "$1" ] || [ "$(id -u)" != 0 ] || runuser -u nobody -- test -x "$1/usr/lib/cyrus/bin/imapd"; then echo "$1"; return 0; fi
+  if [ ! -d "$work/programs$1" ]; then
+    chmod 755 "$work"
+    mkdir -p "$work/programs$1"
+    cp -a "$1/." "$work/programs$1/" || return 1
+  fi
+  echo "$work/programs$1"
+}
 cyrus_version() { if [ -n "$cyrus_root" ]; then cat "$top/build/cyrus/done"; else dpkg-query -W -f '${Version}\n' cyrus-common; fi; }  # as Debian counts: 3.6.1-4+deb12u5
 # A configuration with nothing in it but a mailbox list, in $1; without an fsync for each of 29,095 entries.
 cyrus_config() {

@@ -127,18 +127,12 @@ server_env() {
 cyrus_tool() { local s=$1 name=$2; shift 2; server_env "$s" $(program "$s" "$name") -C "$murder/$s.conf" "$@"; }
 
 murder_find() {  # the programs of all servers are there
-  local s root
+  local s
   if ! cyrus_find mupdate 2>"$work/why"; then echo "not ok cyrus: its packages could not be fetched: $(tail -n 1 "$work/why")"; exit 1; fi
   for s in "${servers[@]}"; do
     [ -z "${suite_of[$s]}" ] || cyrus_find_suite "${suite_of[$s]}" 2>"$work/why" || return 1
   done
-  for s in "${!suite_of[@]}"; do
-    root=$(root_of "$s")
-    if [ -z "$root" ] || [ "$(id -u)" != 0 ] || runuser -u $cyrus_user -- test -x "$root/usr/lib/cyrus/bin/imapd" || [ -d "$work/programs$root" ]; then continue; fi
-    mkdir -p "$work/programs$root"
-    chmod 755 "$work"
-    cp -a "$root/." "$work/programs$root/"
-  done
+  for s in "${!suite_of[@]}"; do cyrus_within_reach "$(root_of "$s")" >"$work/out" || return 1; done
 }
 # Each node's address for MUPDATE, one a line: HOST PORT.
 mupdate_addresses() { local n v; for n in $(seq 1 "$CLUSTER_NODES"); do v=CLUSTER_MUPDATE_$n; sed 's/:\([0-9]*\)$/ \1/' <<<"${!v}"; done; }
