@@ -104,7 +104,7 @@ static int page_open(const char *path, int flags, int *fd_r, struct stat *st_r, 
 static void retire(const char *path)
 {
     struct stat st;
-    int fd;
+    int fd = -1;
     if (page_open(path, O_RDWR, &fd, &st, NULL) != 0)
         return;
     struct page *old = mmap(NULL, PAGE_LEN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -174,7 +174,7 @@ int page_map(const char *data_dir, const struct page **page_r, uint64_t *inode_r
 {
     char path[PATH_MAX];
     struct stat st;
-    int fd, rc = path_of(data_dir, PAGE_FILE, path, err);
+    int fd = -1, rc = path_of(data_dir, PAGE_FILE, path, err);
     if (rc != 0 || (rc = page_open(path, O_RDONLY, &fd, &st, err)) != 0)
         return rc;
     const struct page *page = mmap(NULL, PAGE_LEN, PROT_READ, MAP_SHARED, fd, 0);

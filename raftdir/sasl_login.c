@@ -5,7 +5,7 @@
  * Failure: the connection of the library has ended, and every later step fails; make a new one to try again.
  *
  * The user. Mechanisms give "murder" or "murder@realm". Our own realm, which is the host name that we are known by, is taken off before the library looks the user up, so that the
- * two are one user with one identity; another realm stays. Somebody may act for himself only: the library's own policy, which we don't replace, refuses an authorization identity
+ * two are one user with one identity, however often it stands there (a user with a rule of his own must not become one of "sasl:*"); another realm stays. Somebody may act for himself only: the library's own policy, which we don't replace, refuses an authorization identity
  * that isn't the authentication identity (both after the realm was taken off).
  *
  * Options. Ours by default: pwcheck_method auxprop, auxprop_plugin sasldb, and the mechanisms that this can serve. GSSAPI only when `keytab` is set or `mech_list` says so: its
@@ -14,6 +14,7 @@
  *
  * Security: passwords pass through here in clear (PLAIN): the buffers are wiped, and the library's messages of its two most talkative levels, which may quote them, are dropped. */
 #include "sasl_login.h"
+#include <ctype.h>
 #include <errno.h>
 #include <pthread.h>
 #include <sasl/sasl.h>
@@ -132,8 +133,17 @@ static int on_canon_user(sasl_conn_t *conn, void *context, const char *in, unsig
     (void)flags;
     (void)realm;
     size_t len = in_len, host_len = strlen(l->hostname);
-    if (!l->external && len > host_len + 1 && in[len - host_len - 1] == '@' && strncasecmp(in + len - host_len, l->hostname, host_len) == 0)
-        len -= host_len + 1;
+    /* Blanks, which the library takes off after us, and our realm as often as it stands there: what the library looks up is what we call him. */
+    while (!l->external && len && isspace((unsigned char)*in)) {
+        in++;
+        len--;
+    }
+    for (bool more = !l->external; more;) {
+        while (len && isspace((unsigned char)in[len - 1]))
+            len--;
+        more = len > host_len + 1 && in[len - host_len - 1] == '@' && strncasecmp(in + len - host_len, l->hostname, host_len) == 0;
+        len -= more ? host_len + 1 : 0;
+    }
     if (len == 0 || len >= out_max)
         return len ? SASL_BUFOVER : SASL_BADPROT;
     memmove(out_r, in, len);

@@ -180,6 +180,11 @@ static void test_users(void **state)
         {"PLAIN", "murder@" HOST, "", "", "murderpw", 0, "murder"},
         {"PLAIN", "murder@MUP.example.ORG", "murder", "", "murderpw", 0, "murder"},
         {"SCRAM-SHA-256", "murder@" HOST, "murder", "", "murderpw", 0, "murder"},
+        {"PLAIN", "murder@" HOST "@" HOST, "", "", "murderpw", 0, "murder"}, /* one identity, so that the rule for it holds */
+        {"PLAIN", "murder@" HOST "@MUP.example.ORG@" HOST, "", "", "murderpw", 0, "murder"},
+        {"PLAIN", " murder@" HOST " ", "", "", "murderpw", 0, "murder"},
+        {"PLAIN", "murder@" HOST " @" HOST "\t", "", "", "murderpw", 0, "murder"},
+        {"SCRAM-SHA-256", "murder@" HOST "@" HOST, "murder", "", "murderpw", 0, "murder"},
         {"PLAIN", "murder@other.org", "", "", "otherpw", 0, "murder@other.org"},
         {"PLAIN", "murder@other.org", "", "", "murderpw", RAFTDIR_EAUTH, ""},
         {"PLAIN", "murder@other.org", "murder", "", "otherpw", RAFTDIR_EAUTH, ""},
