@@ -5,8 +5,8 @@
  * Failure: the connection of the library has ended, and every later step fails; make a new one to try again.
  *
  * The user. Mechanisms give "murder" or "murder@realm". Our own realm, which is the host name that we are known by, is taken off before the library looks the user up, so that the
- * two are one user with one identity, however often it stands there (a user with a rule of his own must not become one of "sasl:*"); another realm stays. Somebody may act for himself only: the library's own policy, which we don't replace, refuses an authorization identity
- * that isn't the authentication identity (both after the realm was taken off).
+ * two are one user with one identity, however often it stands there (who has a rule of his own must not come under that of "sasl:*"); another realm stays. Somebody may act for himself
+ * only: the library's own policy, which we don't replace, refuses an authorization identity that isn't the authentication identity (both after the realm was taken off).
  *
  * Options. Ours by default: pwcheck_method auxprop, auxprop_plugin sasldb, and the mechanisms that this can serve. GSSAPI only when `keytab` is set or `mech_list` says so: its
  * plugin offers itself without a key too, and clients that have the plugin then choose it and fail. With a pwcheck_method that isn't auxprop nobody has the passwords that
@@ -119,7 +119,7 @@ static int on_log(void *context, int level, const char *text)
         return SASL_OK;
     if (sasl.quiet || level > SASL_LOG_WARN)
         logger_line(LOGGER_DEBUG, "sasl", "%s", text);
-    else if (level == SASL_LOG_FAIL) /* a wrong password: whose it was is logged by whoever asked */
+    else if (level == SASL_LOG_FAIL) /* a wrong password: whoever asked logs where it came from */
         logger_line(LOGGER_DEBUG, "sasl", "%s", text);
     else
         logger_limited(LOGGER_WARN, "sasl", "%s", text);

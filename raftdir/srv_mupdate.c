@@ -153,8 +153,16 @@ static void view_doing(struct mupdate_session *m)
     mupdate_view_doing(m, m->busy ? m->verb->doing : m->update ? "update" : m->auth == MUPDATE_ANONYMOUS ? "login" : "idle");
 }
 
+/* An AUTHENTICATE may hold a password. */
+static void command_wipe(struct mupdate_session *m)
+{
+    if (m->command && m->verb && m->verb->run == mupdate_authenticate)
+        explicit_bzero(m->command, m->command_size);
+}
+
 static void command_end(struct mupdate_session *m)
 {
+    command_wipe(m);
     m->busy = m->responding = false;
     m->next_step = NULL;
     m->last_ms = shared_now_ms();
@@ -444,6 +452,7 @@ void mupdate_release(struct mupdate_session *m)
     srv_stream_stop(&m->turn);
     free(m->call.result);
     free(m->packed);
+    command_wipe(m);
     free(m->command);
     mupdate_out_free(&m->input);
     free(m);
@@ -536,7 +545,7 @@ static void session_look(struct mupdate_session *m, uint64_t now, enum shared_ph
                        MUPDATE_STALL_MS / 1000, conn_queued_len(m->conn));
         m->closing = true;
         conn_close(m->conn, RAFTDIR_ETIMEDOUT, "the client doesn't read");
-    } else if (m->update || m->busy) {
+    } else if (m->update || m->busy || m->view.queued_len) {
         view_doing(m); /* what is queued for it */
     }
 }
