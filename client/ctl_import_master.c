@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "raftdir/limits.h"
 #include "raftdir/mem.h"
@@ -613,6 +614,7 @@ static int read_password(struct master *x)
     struct ctl *c = x->im.c;
     const char *path = c->o.mupdate_password_file, *env = getenv("RAFTDIR_MUPDATE_PASSWORD");
     char line[PASSWORD_LEN_MAX + 2];
+    struct stat st;
     if (!path) {
         x->password = mem_strdup(env);
         return 0;
@@ -624,7 +626,13 @@ static int read_password(struct master *x)
             fclose(in);
         return rc;
     }
+    if (fstat(fileno(in), &st) == 0 && S_ISREG(st.st_mode) && (st.st_mode & (S_IRGRP | S_IROTH)))
+        fprintf(stderr, "raftdirctl: %s can be read by others: chmod 600 it, and change the password if they aren't to know it\n", path);
     fclose(in);
+    if (!strpbrk(line, "\r\n") && strlen(line) > PASSWORD_LEN_MAX) {
+        explicit_bzero(line, sizeof line);
+        return ctl_usage_error(c, "--mupdate-password-file %s: its first line, the password, is longer than %d bytes", path, PASSWORD_LEN_MAX);
+    }
     line[strcspn(line, "\r\n")] = 0;
     x->password = mem_strdup(line);
     explicit_bzero(line, sizeof line);

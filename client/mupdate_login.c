@@ -46,7 +46,7 @@ static int fail(struct mupdate_source *s, int rc, const char *what, struct err *
                        s->mechanisms[0] ? "no mechanism in common: it offers %s%s" : "it offers no mechanism without TLS%s%s",
                        s->mechanisms[0] ? s->mechanisms : "",
                        s->encrypted || s->local || s->o.tls == MUPDATE_TLS_NO ? "; is its module of libsasl2 installed?" : "; passwords in clear text want TLS, or --mupdate-tls no");
-    return err_set(err, RAFTDIR_EAUTH, "%s: %s", what, why);
+    return err_set(err, RAFTDIR_EAUTH, "%s: %s%s", what, why, s->secret ? "" : " (no password was given: --mupdate-password-file, or RAFTDIR_MUPDATE_PASSWORD)");
 }
 
 static int client_init(void)

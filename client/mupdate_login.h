@@ -18,7 +18,7 @@ struct mupdate_source {
     SSL_CTX *tls;
     SSL *ssl;
     bool encrypted, local, starttls, listing;
-    char host[256], port[16], banner[160], mechanisms[512];
+    char host[256], port[16], mechanisms[512];
     char *buf; /* received; from pos on not yet understood */
     size_t pos, len, size;
     struct mupdate_parser parser;

@@ -194,8 +194,6 @@ static int banner(struct mupdate_source *s, struct err *err)
             mupdate_source_text(s, 2, text, sizeof text);
             return err_set(err, RAFTDIR_EUNAVAIL, "it says: %s", text);
         } else if (is(s, 1, "OK")) {
-            if (s->line.n >= 6)
-                snprintf(s->banner, sizeof s->banner, "%.*s %.*s", (int)s->line.word[4].len, s->line.word[4].s, (int)s->line.word[5].len, s->line.word[5].s);
             mupdate_source_text(s, 6, text, sizeof text);
             if (!strncmp(text, "mupdate://", 10))
                 return err_set(err, RAFTDIR_EUNAVAIL, "it is no master but a copy of %s", text);
@@ -246,7 +244,7 @@ static int connect_one(struct mupdate_source *s, int family, const struct sockad
         return 0;
     close(s->fd);
     s->fd = -1;
-    return err_set(err, RAFTDIR_EUNAVAIL, "%s", strerror(error));
+    return err_set(err, RAFTDIR_EUNAVAIL, "%s%s", strerror(error), error == ECONNREFUSED ? ": is that its port, and does it run? (a raftdir node without a quorum refuses, too)" : "");
 }
 
 static int dial(struct mupdate_source *s, struct err *err)
@@ -338,8 +336,8 @@ static int open_all(struct mupdate_source *s, struct err *err)
     int rc = dial(s, err);
     if (!rc && s->o.tls == MUPDATE_TLS_IMPLICIT)
         rc = tls_begin(s, err);
-    if (!rc)
-        rc = banner(s, err);
+    if (!rc && (rc = banner(s, err)) && !s->encrypted && s->line.n == 0 && rc != RAFTDIR_EPROTO)
+        err_wrap(err, "it says nothing in clear (is it the port for --mupdate-tls implicit?)");
     if (!rc && s->o.tls == MUPDATE_TLS_STARTTLS && !s->starttls)
         rc = err_set(err, RAFTDIR_EAUTH, "it offers no STARTTLS");
     if (!rc && s->starttls && !s->encrypted && s->o.tls != MUPDATE_TLS_NO)
@@ -366,11 +364,6 @@ int mupdate_source_open(const struct mupdate_source_options *options, struct mup
 int mupdate_source_fd(const struct mupdate_source *s)
 {
     return s->fd;
-}
-
-const char *mupdate_source_banner(const struct mupdate_source *s)
-{
-    return s->banner;
 }
 
 void mupdate_source_close(struct mupdate_source **sp)
@@ -457,7 +450,7 @@ static int next_row(struct mupdate_source *s, uint64_t deadline, struct mupdate_
             return 0;
         } else if (is(s, 1, "BYE") || is(s, 1, "NO") || is(s, 1, "BAD")) {
             mupdate_source_text(s, 1, text, sizeof text);
-            return err_set(err, is(s, 1, "BYE") ? RAFTDIR_EUNAVAIL : RAFTDIR_EPERM, "it says: %s", text);
+            return err_set(err, is(s, 1, "BYE") ? RAFTDIR_EUNAVAIL : RAFTDIR_EPERM, "it says: %s%s", text, s->o.user ? "" : " (--mupdate-user names whom to log in as)");
         } else if (is(s, 0, "*"))
             continue;
         else {

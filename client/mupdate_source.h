@@ -41,7 +41,6 @@ int mupdate_source_noop(struct mupdate_source *s, struct err *err);
 /* 0 with a row; RAFTDIR_EAGAIN when none came within timeout_ms; else the connection is of no more use: EUNAVAIL (closed), EPROTO, ETOOBIG. */
 int mupdate_source_next(struct mupdate_source *s, unsigned timeout_ms, struct mupdate_row *row_r, struct err *err);
 int mupdate_source_fd(const struct mupdate_source *s);
-const char *mupdate_source_banner(const struct mupdate_source *s); /* "Cyrus IMAP 3.6.1", for people */
 void mupdate_source_close(struct mupdate_source **s); /* NULL is fine */
 
 #endif
