@@ -185,7 +185,7 @@ murder_start() {
 descendants() { local c; for c in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do echo "$c"; descendants "$c"; done; }
 murder_stop() {  # murder_stop [SERVER...]
   local s pid pids=()
-  [ $# != 0 ] || set -- "${servers[@]}" passwords
+  [ $# != 0 ] || set -- be1 be2 fe master passwords
   for s in "$@"; do
     pid=$(cat "$murder/$s.pid" 2>/dev/null) || continue
     rm -f "$murder/$s.pid"
