@@ -1,4 +1,4 @@
-/* conn_internal.h - what conn.c (sockets, life cycle) and conn_tls.c (OpenSSL on memory BIOs) share. */
+/* conn_internal.h - what conn.c (sockets, life cycle), conn_begin.c (accepting, connecting) and conn_tls.c (OpenSSL on memory BIOs) share. */
 #ifndef RAFTDIR_CONN_INTERNAL_H
 #define RAFTDIR_CONN_INTERNAL_H
 #include "conn.h"
@@ -20,7 +20,11 @@ struct conn_buf {
     size_t start, end, size;
 };
 
-struct conn_resolve;
+/* A name being resolved; outlives its connection if that ends first. */
+struct conn_resolve {
+    uv_getaddrinfo_t req;
+    struct conn *c; /* NULL: nobody waits any more */
+};
 
 struct conn {
     union {
@@ -86,6 +90,13 @@ void conn_wake(struct conn *c);
 void conn_other_ended(struct conn *c);
 /* The end. linger: the other end should still get what is queued. */
 void conn_end(struct conn *c, int code, const char *why, bool linger);
+
+void conn_handles_close(struct conn *c);
+void conn_handle_closed(uv_handle_t *h);
+void conn_timeout_cb(uv_timer_t *t);
+
+/* conn_begin.c */
+void conn_address_try(struct conn *c); /* the next address of the name; there is one */
 
 /* conn_tls.c */
 int conn_tls_init(struct conn *c, bool accepted, struct err *err);
