@@ -138,8 +138,8 @@ moves() {
   messages_are fe carol INBOX 2
   want 0 imap be2 cyrus 'XFER user/carol be1.test p2'
   holds 'at user.carol.K be1.test!p2'
-  messages_are fe carol INBOX 2
   all_agree
+  messages_are fe carol INBOX 2
 }
 by_hand() {  # what an administrator does with single servers
   want 0 imap be1 cyrus 'LOCALCREATE user/loc' 'LOCALCREATE user/loc/sub'
