@@ -21,6 +21,7 @@ kerberos_download() {
     dpkg-deb -x "$deb" "$kerberos_root" || return 1
   done
   rm -rf "$debs"
+  [ -e "$kerberos_root/usr/bin/kinit" ] || ln -s kinit.mit "$kerberos_root/usr/bin/kinit" || return 1 # Debian 13 leaves the short name to its alternatives
   touch "$top/build/kerberos/done"
 }
 # kerberos_start DIR HOST: a KDC with the users "murder" and "norole", and the service mupdate/HOST, whose key is in DIR/keytab. Exports what programs need to know.
